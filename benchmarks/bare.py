@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
-from forgetlab.batch import Batch
 from forgetlab.scenario import Task, as_input
 
 Orders = Sequence[Tensor]  # of each task's samples
@@ -33,6 +32,13 @@ class Bare(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, classes so far)"""
         return F.linear(self.layers(x), self.weight, self.bias)
+
+
+def of_layers(network: Bare) -> nn.Sequential:
+    """The same network, all classes open, as a chain of PyTorch's layers."""
+    last = nn.Linear(network.weight.shape[1], len(network.weight))
+    last.weight, last.bias = network.weight, network.bias
+    return nn.Sequential(network.layers, last)
 
 
 def mlp(n_inputs: int, n_classes: int, hidden: int) -> Bare:
@@ -72,26 +78,33 @@ def train(
             optimizer.step()
 
 
-Labels = Callable[[Tensor], list[tuple[int, float]]]
+Labels = Callable[[Tensor], list[tuple[Tensor, Tensor | float]]]
 
 
-def fisher(model: nn.Module, data: Iterable[Batch], labels: Labels) -> dict[str, Tensor]:
+def one_label(output: Tensor) -> list[tuple[Tensor, Tensor | float]]:
+    return [(output.argmax(1), 1.0)]
+
+
+def every_label(output: Tensor) -> list[tuple[Tensor, Tensor | float]]:
+    weights = output.detach().softmax(1)[0]
+    return [(torch.tensor([label]), weight) for label, weight in enumerate(weights)]
+
+
+def fisher(model: nn.Module, data: Iterable[Sequence[Tensor]], labels: Labels) -> dict[str, Tensor]:
     """The diagonal of the Fisher information by its definition: one backward pass per sample and label.
 
-    The loop is that of van de Ven's code (GMvandeVen/continual-learning, estimate_fisher) without its data loader.
-    ``labels`` gives, for logits (1, classes), the labels to differentiate for and their weights.
+    As van de Ven's code does it (GMvandeVen/continual-learning, estimate_fisher): ``data`` gives samples one by one,
+    and ``labels`` gives, for logits (1, classes), the labels to differentiate for and their weights.
     """
-    named, n = dict(model.named_parameters()), 0
-    total = {name: torch.zeros_like(p) for name, p in named.items()}
-    for batch in data:
-        for x, task in zip(batch.x.split(1), batch.task.split(1), strict=True):
-            n += 1
-            output = model(x, task)
-            for label, weight in labels(output):
-                model.zero_grad()
-                F.cross_entropy(output, torch.tensor([label])).backward(retain_graph=True)
-                for name, parameter in named.items():
-                    assert parameter.grad is not None
-                    total[name].add_(parameter.grad**2, alpha=weight)
+    total, n = {name: torch.zeros_like(p) for name, p in model.named_parameters()}, 0
+    for x, _ in data:
+        output, n = model(x), n + 1
+        choices = labels(output)
+        for i, (label, weight) in enumerate(choices):
+            model.zero_grad()
+            F.cross_entropy(output, label).backward(retain_graph=i + 1 < len(choices))
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is not None
+                total[name] += weight * parameter.grad.detach() ** 2
     model.zero_grad()
     return {name: value / n for name, value in total.items()}

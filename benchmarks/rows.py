@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 from benchmarks import bare, ours, stock
 from benchmarks.measure import Aim, Comparison, Side, seconds
@@ -19,7 +20,7 @@ from forgetlab.data import batches
 from forgetlab.fisher import Variant, fisher
 from forgetlab.learners import Sequential, built
 from forgetlab.loop import EVALUATION_BATCH
-from forgetlab.scenario import Scenario, as_input
+from forgetlab.scenario import Scenario
 from forgetlab.seeding import generator
 
 EWC_STRENGTH = 1e3
@@ -79,8 +80,8 @@ def comparisons(work: Work) -> list[Comparison]:
         replay(work),
         ewc_training(work),
         ewc_fisher_pass(work),
-        fisher_and_loop(work, "predicted", one_label),
-        fisher_and_loop(work, "exact", every_label),
+        fisher_and_loop(work, "predicted", bare.one_label),
+        fisher_and_loop(work, "exact", bare.every_label),
     ]
 
 
@@ -155,12 +156,14 @@ def replay(work: Work) -> Comparison:
 
 
 def ewc_training(work: Work) -> Comparison:
+    later = range(1, len(work.scenario.tasks))
+
     def mine() -> float:
         with ours.globals_of_the_engine():
             learner = work.learner(regularization=ewc_spec("empirical"))
             learner.learn(0)
             passes = noted(learner.plugins[0], "consolidate")
-            return seconds(lambda: [learner.learn(task) for task in (1, 2)]) - sum(passes)
+            return seconds(lambda: [learner.learn(task) for task in later]) - sum(passes)
 
     def theirs() -> float:
         from avalanche.training.plugins import EWCPlugin
@@ -169,10 +172,12 @@ def ewc_training(work: Work) -> Comparison:
             strategy = work.strategy(plugin := EWCPlugin(EWC_STRENGTH))
             strategy.train(work.benchmark.train_stream[0])
             passes = noted(plugin, "compute_importances")
-            return seconds(lambda: [strategy.train(task) for task in work.benchmark.train_stream[1:3]]) - sum(passes)
+            return seconds(lambda: [strategy.train(task) for task in work.benchmark.train_stream[1:]]) - sum(passes)
 
-    text = f"{work.training('tasks 2 and 3')}; the penalty acts, the Fisher passes (ours: empirical) are left out on "
-    text += "both sides; theirs: EWCPlugin, mode 'separate', with a penalty for each past task"
+    text = (
+        f"{work.training('all tasks after the first')}; the penalty acts, the Fisher passes (ours: empirical) are left "
+    )
+    text += "out on both sides; theirs: EWCPlugin, mode 'separate', with a penalty for each past task"
     return Comparison("EWC, Avalanche", text, mine, theirs, Aim("theirs / ours", ">=", 4), work.pairs[0])
 
 
@@ -216,47 +221,38 @@ def ewc_fisher_pass(work: Work) -> Comparison:
     return Comparison("EWC's Fisher pass, Avalanche", text, mine, theirs, Aim("theirs / ours"), work.pairs[0])
 
 
-def one_label(output: Tensor) -> list[tuple[int, float]]:
-    return [(int(output.argmax()), 1.0)]
-
-
-def every_label(output: Tensor) -> list[tuple[int, float]]:
-    return list(enumerate(output.detach().softmax(1)[0].tolist()))
-
-
 def fisher_and_loop(work: Work, variant: Variant, labels: bare.Labels) -> Comparison:
-    many, few = work.fisher_samples, work.looped_samples[0 if labels is one_label else 1]
+    many, few = work.fisher_samples, work.looped_samples[0 if labels is bare.one_label else 1]
+    n_classes = work.scenario.n_classes
+    network = bare.mlp(work.n_inputs, n_classes, work.hidden)
+    network.grow(n_classes)
+    bare.train(network, work.tensors[:1], [torch.randperm(len(work.tensors[0][1]))], work.batch_size)
+    model = bare.of_layers(network)
+    data = stock.pictures(work.scenario.tasks[0].train)
+    rows = torch.randperm(len(data), generator=generator("bench"))
+    x, y = work.tensors[0]
 
-    def network() -> Any:
-        learner = work.learner()
-        for i, task in enumerate(work.scenario.tasks):
-            learner.network.open(i, task.classes)
-        learner.learn(0)
-        return learner.network.eval()
+    def mine(n: int) -> dict[str, Tensor]:
+        parts = rows[:n].split(work.fisher_batch)
+        return fisher(model, (Batch(stock.normal(x[part]), y[part], part) for part in parts), variant)
 
-    def samples(n: int) -> list[Batch]:
-        x, y = work.scenario.tasks[0].train
-        rows = torch.randperm(len(y), generator=generator("bench"))[:n]
-        return [Batch(as_input(x[part]), y[part], torch.zeros_like(part)) for part in rows.split(work.fisher_batch)]
-
-    model = network()
-
-    def mine() -> float:
-        with ours.globals_of_the_engine():
-            data = samples(many)
-            return 1000 / many * seconds(lambda: fisher(model, data, variant))
-
-    def theirs() -> float:
-        data = samples(few)
-        return 1000 / few * seconds(lambda: bare.fisher(model, data, labels))
+    def theirs(n: int) -> dict[str, Tensor]:
+        return bare.fisher(model, DataLoader(Subset(data, rows[:n].tolist()), batch_size=1), labels)
 
     def difference() -> float:
-        ours, theirs = fisher(model, samples(few), variant), bare.fisher(model, samples(few), labels)
-        largest = max(float(value.max()) for value in theirs.values())
-        return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) / largest
+        ours, others = mine(few), theirs(few)
+        largest = max(float(value.max()) for value in others.values())
+        return max(float((ours[name] - others[name]).abs().max()) for name in others) / largest
 
-    text = f"{work.name}, seconds per 1000 samples of task 1, from {many} in batches of "
-    text += f"{work.fisher_batch} (ours) and {few} one by one (theirs); {work.model}; "
-    text += f"{work.scenario.n_classes} classes open, {'the likeliest label' if labels is one_label else 'all labels'}"
-    aim = Aim("theirs / ours", ">=", 20)
-    return Comparison(f"Fisher, {variant}, loop over samples", text, mine, theirs, aim, work.pairs[0], difference)
+    text = f"{work.name}, seconds per 1000 samples of task 1, from {many} in batches of {work.fisher_batch} (ours, "
+    text += f"tensors) and {few} one by one (theirs: the loop of van de Ven's code and its data loader over PIL images)"
+    text += f"; {work.model}; {n_classes} classes open, {'the likeliest label' if labels is bare.one_label else 'all'}"
+    return Comparison(
+        f"Fisher, {variant}, loop over samples",
+        text,
+        lambda: 1000 / many * seconds(lambda: mine(many)),
+        lambda: 1000 / few * seconds(lambda: theirs(few)),
+        Aim("theirs / ours", ">=", 20),
+        work.pairs[0],
+        difference,
+    )

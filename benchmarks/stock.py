@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from forgetlab import avalanche_api  # noqa: F401  makes torchvision, which Avalanche imports, importable everywhere
@@ -21,7 +21,8 @@ MEAN, DEVIATION = 0.2860, 0.3530  # as in Avalanche's own SplitFMNIST
 class Pictures(Dataset[tuple[Any, int]]):
     """What torchvision.datasets.FashionMNIST is: bytes in memory, a PIL image for each sample that is asked for."""
 
-    def __init__(self, parts: Sequence[Samples]) -> None:
+    def __init__(self, parts: Sequence[Samples], transform: Callable[[Any], Any] = lambda image: image) -> None:
+        self.transform = transform
         self.data = torch.cat([part.x for part in parts]).squeeze(1)
         self.targets = torch.cat([part.y for part in parts])
 
@@ -31,24 +32,38 @@ class Pictures(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         from PIL import Image
 
-        return Image.fromarray(self.data[index].numpy()), int(self.targets[index])
+        return self.transform(Image.fromarray(self.data[index].numpy())), int(self.targets[index])
 
 
 def benchmark(scenario: Scenario) -> Any:
     """The same tasks in the same order, by the call with which Avalanche makes its SplitFMNIST."""
     from avalanche.benchmarks import nc_benchmark
-    from torchvision import transforms
 
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (DEVIATION,))])
     return nc_benchmark(
         Pictures([task.train for task in scenario.tasks]),  # type: ignore[arg-type]
         Pictures([task.test for task in scenario.tasks]),  # type: ignore[arg-type]
         n_experiences=len(scenario.tasks),
         task_labels=False,
         fixed_class_order=list(range(scenario.n_classes)),
-        train_transform=transform,
-        eval_transform=transform,
+        train_transform=as_tensor(),
+        eval_transform=as_tensor(),
     )
+
+
+def as_tensor() -> Any:
+    from torchvision import transforms
+
+    return transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (DEVIATION,))])
+
+
+def normal(x: Tensor) -> Tensor:
+    """What `as_tensor` makes of an image, for a batch of tensors in [0, 1]."""
+    return (x - MEAN) / DEVIATION
+
+
+def pictures(samples: Samples) -> Pictures:
+    """One task's samples as a PyTorch user has them, each made a tensor when it is asked for."""
+    return Pictures([samples], as_tensor())
 
 
 def strategy(sizes: tuple[int, int, int], batch_size: int, evaluation_batch: int, *plugins: Any) -> Any:
