@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ def run_key(run: Run, scenario: Scenario) -> str:
         "description": description,
         "data": scenario.checksum(),
         "core": core_digest(),
-        "plugins": _digest(plugins.find(kind, spec["name"]).source for kind, spec in plugin_specs(run)),
+        "plugins": _digest(plugins.find(kind, spec["name"]).source for kind, spec in with_nested(plugin_specs(run))),
         "versions": {name: version(name) for name in ARITHMETIC},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -67,6 +67,17 @@ def plugin_specs(run: Run) -> list[tuple[str, Spec]]:
         ("router", router),
     ]
     return [(kind, spec) for kind, spec in named if spec is not None]
+
+
+def with_nested(specs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Spec]]:
+    """These, and the plug-ins that their options name."""
+    for kind, given in specs:
+        spec = {"name": given} if isinstance(given, str) else given
+        yield kind, spec
+        for option, inner in plugins.named(plugins.find(kind, spec["name"])).items():
+            chosen = spec.get(option)
+            items = chosen if isinstance(chosen, list | tuple) else [chosen]
+            yield from with_nested((inner, item) for item in items if item is not None)
 
 
 @cache

@@ -7,6 +7,7 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -30,6 +31,19 @@ class OptionsError(ValueError):
 
 
 @dataclass(frozen=True)
+class Named:
+    """Marks an option that names plug-ins of a kind, each alone or with options of its own.
+
+    ``data: Annotated[Spec, Named("data")]`` takes one, ``parts: Annotated[tuple[Spec, ...], Named("data")]`` several.
+    """
+
+    kind: str
+
+
+Spec = str | dict[str, Any]  # a plug-in's name, or {"name": its name, option: value, ...}
+
+
+@dataclass(frozen=True)
 class Parameter:
     """One key that a plug-in takes."""
 
@@ -46,6 +60,17 @@ def parameters(factory: Callable[..., Any], given: Collection[str] = ()) -> list
         Parameter(p.name, type_name(hints.get(p.name, Any)), p.default, p.default is p.empty)
         for p in _parameters(factory, given)
     ]
+
+
+def named(factory: Callable[..., Any]) -> dict[str, str]:
+    """The options that name other plug-ins, and the kind of each."""
+    marks = {name: get_args(hint)[1:] for name, hint in _hints(factory).items() if get_origin(hint) is Annotated}
+    return {name: mark.kind for name, found in marks.items() for mark in found if isinstance(mark, Named)}
+
+
+def paths(factory: Callable[..., Any]) -> set[str]:
+    """The options that are paths, which a file gives from where it lies."""
+    return {name for name, hint in _hints(factory).items() if hint is Path or Path in get_args(hint)}
 
 
 def schema(factory: Callable[..., Any], given: Collection[str] = ()) -> type[BaseModel]:
@@ -84,6 +109,10 @@ def type_name(annotation: Any) -> str:
     ('tuple[int > 0, ...]', 'int > 0 | None', "'a' | 'b'")
     """
     origin, inside = get_origin(annotation), get_args(annotation)
+    if marks := [mark.kind for mark in inside if isinstance(mark, Named)]:
+        return f"{marks[0]} by name, or {{name: ..., its options}}" + (
+            ", or a list of them" if _several(annotation) else ""
+        )
     if origin is Annotated:
         return type_name(inside[0]) + _limits(inside[1:])
     if origin is Literal:
@@ -94,6 +123,10 @@ def type_name(annotation: Any) -> str:
         return f"{origin.__name__}[{', '.join(map(type_name, inside))}]"
     names = {type(None): "None", ...: "..."}
     return names.get(annotation) or getattr(annotation, "__name__", str(annotation))
+
+
+def _several(annotation: Any) -> bool:
+    return any(get_origin(part) in (tuple, list) for part in get_args(annotation))
 
 
 def _limits(metadata: Iterable[Any]) -> str:

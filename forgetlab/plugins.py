@@ -25,18 +25,20 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from forgetlab import options
-from forgetlab.options import OptionError, OptionsError, Parameter, problems, suggestion
+from forgetlab.options import Named, OptionError, OptionsError, Parameter, Spec, problems, suggestion
 
 ENTRY_POINTS = "forgetlab.plugins"
 
 __all__ = [
     "KINDS",
     "Kind",
+    "Named",
     "OptionError",
     "OptionsError",
     "Parameter",
     "Plugin",
     "PluginError",
+    "Spec",
     "UnknownPlugin",
     "arguments",
     "available",
@@ -44,7 +46,9 @@ __all__ = [
     "discover",
     "find",
     "load_file",
+    "named",
     "parameters",
+    "paths",
     "problems",
     "register",
     "resolve",
@@ -65,6 +69,7 @@ class Kind:
 
 KINDS: Mapping[str, Kind] = {
     "data": Kind("a data set"),
+    "transform": Kind("how the domains of a stream differ", given=("seed", "n_tasks")),
     "scenario": Kind("a stream of tasks", given=("seed",)),
     "model": Kind("a backbone", given=("input_shape",)),
     "reference": Kind("what every comparison is held against"),
@@ -175,6 +180,16 @@ def arguments(plugin: Plugin, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """
     checked = _checked(plugin, chosen)
     return {key: getattr(checked, key) for key in type(checked).model_fields}
+
+
+def paths(plugin: Plugin) -> set[str]:
+    """The options of a plug-in that are paths."""
+    return options.paths(plugin.factory)
+
+
+def named(plugin: Plugin) -> dict[str, str]:
+    """The options of a plug-in that name other plug-ins, and the kind of each."""
+    return options.named(plugin.factory)
 
 
 def parameters(plugin: Plugin) -> list[Parameter]:

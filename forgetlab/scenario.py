@@ -20,7 +20,9 @@ from forgetlab import plugins
 from forgetlab.plugins import OptionError
 from forgetlab.seeding import generator
 
-Setting = Literal["class-incremental", "task-incremental", "domain-incremental"]
+Setting = Literal["class-incremental", "task-incremental", "domain-incremental", "data-incremental"]
+
+Changes = Mapping[str, Callable[[Tensor], Tensor]]  # of a domain's name to what it does with inputs (N, ...)
 
 
 class Samples(NamedTuple):
@@ -37,6 +39,10 @@ class Dataset:
     train: Samples
     test: Samples
     class_names: tuple[str, ...]
+    domain_names: tuple[str, ...] = ()  # months, authors, sources: what a row came from, where the data tell it
+    domains: tuple[Tensor, Tensor] | None = None  # (N,) of the training rows and (M,) of the test rows
+    tokenizer: str | None = None  # text: whose ids x holds
+    scores: tuple[str, ...] = ()  # what to look at beside accuracy: names in `forgetlab.scores`
 
 
 @dataclass(frozen=True)
@@ -47,16 +53,21 @@ class Task:
     train: Samples
     test: Samples
     classes: tuple[int, ...]  # the labels that occur in it
+    validation: Samples | None = None  # training data kept apart, for selection
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A stream of tasks."""
+    """A stream of tasks, and what the learner may know of it."""
 
     tasks: tuple[Task, ...]
     class_names: tuple[str, ...]  # of label 0, 1, ...
     task_known_at_test: bool
     held_back: Task | None = None  # classes that the stream leaves out, for a pretraining stage
+    boundaries_known: bool = True  # whether training tells where a task ends and which one it is
+    one_pass: bool = False  # online: every sample passes by once
+    tokenizer: str | None = None
+    scores: tuple[str, ...] = ()
 
     @property
     def n_classes(self) -> int:
@@ -69,18 +80,21 @@ class Scenario:
 
     def checksum(self) -> str:
         """A digest of every tensor and name in the stream."""
-        digest = hashlib.sha256(repr((self.class_names, self.task_known_at_test)).encode())
+        told = self.task_known_at_test, self.boundaries_known, self.one_pass, self.tokenizer, self.scores
+        digest = hashlib.sha256(repr((self.class_names, told)).encode())
         for task in (*self.tasks, *([self.held_back] if self.held_back else [])):
             digest.update(repr((task.name, task.classes)).encode())
-            for tensor in (*task.train, *task.test):
+            for tensor in (*task.train, *task.test, *(task.validation or ())):
                 digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
                 digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
-def dataset(name: str) -> Dataset:
-    """A data set by its registered name."""
-    return plugins.build("data", name)
+def dataset(spec: str | Mapping[str, Any]) -> Dataset:
+    """A data set by its registered name, or by {"name": its name, option: value, ...}."""
+    if isinstance(spec, str):
+        return plugins.build("data", spec)
+    return plugins.build("data", spec["name"], {key: value for key, value in spec.items() if key != "name"})
 
 
 def as_input(x: Tensor) -> Tensor:
@@ -120,7 +134,7 @@ def split(data: Dataset, *, setting: Setting, n_tasks: int, seed: int, held_back
     return Scenario(tasks, tuple(names), setting == "task-incremental", left_out)
 
 
-def domains(data: Dataset, change: Mapping[str, Callable[[Tensor], Tensor]], setting: Setting) -> Scenario:
+def domains(data: Dataset, change: Changes, setting: Setting) -> Scenario:
     """The same data in every task, changed in a way of its own; a name and a function (N, ...) -> (N, ...) each.
 
     Every task has all labels; in the class-incremental setting each task's labels are new ones.

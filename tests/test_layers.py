@@ -23,7 +23,9 @@ NUMERIC = {"metrics", "statistics"}
 UNKNOWN_TO_THE_ENGINE = {f"forgetlab.{name}" for name in ("tracking", "report", "cli", "config")}
 LANGUAGE = set(sys.stdlib_module_names) | {"annotated_types", "pydantic", "typing_extensions"}  # and types
 FOR_A_METHOD = {"forgetlab.plugins", "forgetlab.batch", "forgetlab.fisher"}  # and its family's contract
-FOR_A_SCENARIO = {"forgetlab.plugins", "forgetlab.scenario", "forgetlab.seeding"}
+FOR_A_SCENARIO = {
+    f"forgetlab.{name}" for name in ("plugins", "scenario", "seeding", "streams", "text", "cache", "table")
+}
 
 
 def sources(*folders: str) -> list[str]:
@@ -89,7 +91,7 @@ def allowed(place: tuple[str, ...], found: Import) -> bool:
         case ("strategies", family, _):
             known = FOR_A_METHOD | {f"forgetlab.{family}"}
             return found.package in LANGUAGE | {"torch"} or found.within(known)
-        case ("scenarios", _) | ("scenarios", "data", _):
+        case ("scenarios", _) | ("scenarios", "data" | "transforms", _):
             data_library = found.late and found.package != "forgetlab"
             return found.package in LANGUAGE | {"torch"} or found.within(FOR_A_SCENARIO) or data_library
         case ("forgetlab", name, *_) if name in NUMERIC:

@@ -1,0 +1,1 @@
+"""How the domains of a stream differ, one file each."""
