@@ -102,64 +102,6 @@ def as_input(x: Tensor) -> Tensor:
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 
-def split(data: Dataset, *, setting: Setting, n_tasks: int, seed: int, held_back: int = 0) -> Scenario:
-    """Cut a data set into tasks of different classes; the seed draws the order of the classes.
-
-    - class-incremental: the label set grows and all seen classes compete;
-    - task-incremental: the same, but the task is told at test and only its classes compete;
-    - domain-incremental: a label is the position of the class within its task (van de Ven et al. 2022,
-      https://doi.org/10.1038/s42256-022-00568-3), so every task has the same labels.
-
-    The first ``held_back`` classes of the order stay out of the stream.
-
-    Raises:
-        OptionError: there are fewer classes than tasks, or a domain-incremental cut is uneven.
-    """
-    everything = torch.randperm(len(data.class_names), generator=generator("class_order", seed)).tolist()
-    held, order = everything[:held_back], everything[held_back:]
-    n_classes = len(order)
-    if n_tasks > n_classes:
-        kept = f" ({held_back} of {len(everything)} are held back)" if held_back else ""
-        raise OptionError(f"{n_tasks} tasks cannot be cut from {n_classes} classes{kept}", "n_tasks")
-    if setting == "domain-incremental" and n_classes % n_tasks:
-        raise OptionError(f"{n_classes} classes do not divide evenly into {n_tasks} domains", "n_tasks")
-    groups = [part.tolist() for part in torch.tensor(order).tensor_split(n_tasks)]
-    same_labels = setting == "domain-incremental"
-    label = {old: i if same_labels else order.index(old) for group in groups for i, old in enumerate(group)}
-    names = [data.class_names[old] for old in order]
-    tasks = tuple(_task(data, group, label, data.class_names) for group in groups)
-    if same_labels:
-        names = ["/".join(column) for column in zip(*(task.name.split(",") for task in tasks), strict=True)]
-    left_out = _task(data, held, {old: i for i, old in enumerate(held)}, data.class_names) if held else None
-    return Scenario(tasks, tuple(names), setting == "task-incremental", left_out)
-
-
-def domains(data: Dataset, change: Changes, setting: Setting) -> Scenario:
-    """The same data in every task, changed in a way of its own; a name and a function (N, ...) -> (N, ...) each.
-
-    Every task has all labels; in the class-incremental setting each task's labels are new ones.
-    """
-    n_classes, tasks = len(data.class_names), []
-    for i, (name, function) in enumerate(change.items()):
-        first = i * n_classes if setting == "class-incremental" else 0
-        train, test = (Samples(function(part.x), part.y + first) for part in (data.train, data.test))
-        tasks.append(Task(name, train, test, tuple(range(first, first + n_classes))))
-    names = data.class_names
-    if setting == "class-incremental":
-        names = tuple(f"{name} {domain}" for domain in change for name in data.class_names)
-    return Scenario(tuple(tasks), names, setting == "task-incremental")
-
-
-def _task(data: Dataset, group: Sequence[int], label: dict[int, int], names: Sequence[str]) -> Task:
-    def part(samples: Samples) -> Samples:
-        rows = torch.isin(samples.y, torch.tensor(group)).nonzero().squeeze(1)
-        y = torch.tensor([label[old] for old in samples.y[rows].tolist()], dtype=torch.int64)
-        return Samples(samples.x[rows], y)
-
-    labels = tuple(sorted({label[old] for old in group}))
-    return Task(",".join(names[old] for old in group), part(data.train), part(data.test), labels)
-
-
 def held_out(x: Tensor, y: Tensor, class_names: Sequence[str], test_share: float, seed: int) -> Dataset:
     """Divide data that has no official test set: the same share of every class, drawn once by a fixed seed."""
     draw = generator("held_out", seed)

@@ -10,8 +10,9 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from forgetlab.plugins import register
-from forgetlab.scenario import Scenario, Setting, dataset, domains
+from forgetlab.scenario import Scenario, Setting, dataset
 from forgetlab.seeding import generator
+from forgetlab.streams import domains
 
 
 @register("scenario", "permuted_fashion_mnist")

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from forgetlab.plugins import register
-from forgetlab.scenario import Scenario, Setting, dataset, domains
+from forgetlab.scenario import Scenario, Setting, dataset
+from forgetlab.streams import domains
 
 
 @register("scenario", "rotated_fashion_mnist")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pydantic import NonNegativeInt, PositiveInt
 
 from forgetlab.plugins import register
-from forgetlab.scenario import Scenario, Setting, dataset, split
+from forgetlab.scenario import Scenario, Setting, dataset
+from forgetlab.streams import split
 
 
 @register("scenario", "split_mnist_5k")

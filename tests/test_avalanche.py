@@ -31,7 +31,8 @@ from forgetlab.loop import Loop, carry_over, make_optimizer
 from forgetlab.models import MLP
 from forgetlab.network import MASK, Head, Network, SharedNetwork
 from forgetlab.replay import Memory
-from forgetlab.scenario import Dataset, Samples, Scenario, Setting, split
+from forgetlab.scenario import Dataset, Samples, Scenario, Setting
+from forgetlab.streams import split
 
 SETTINGS: list[Setting] = ["class-incremental", "task-incremental", "domain-incremental"]
 ONE_EPOCH = Budget(epochs=1)

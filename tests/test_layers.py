@@ -24,7 +24,7 @@ UNKNOWN_TO_THE_ENGINE = {f"forgetlab.{name}" for name in ("tracking", "report", 
 LANGUAGE = set(sys.stdlib_module_names) | {"annotated_types", "pydantic", "typing_extensions"}  # and types
 FOR_A_METHOD = {"forgetlab.plugins", "forgetlab.batch", "forgetlab.fisher"}  # and its family's contract
 FOR_A_SCENARIO = {
-    f"forgetlab.{name}" for name in ("plugins", "scenario", "seeding", "streams", "text", "cache", "table")
+    f"forgetlab.{name}" for name in ("plugins", "scenario", "seeding", "streams", "modifiers", "text", "cache", "table")
 }
 
 

@@ -9,7 +9,8 @@ import torch
 
 from forgetlab import plugins
 from forgetlab.plugins import OptionError
-from forgetlab.scenario import Dataset, Samples, Scenario, Setting, held_out, split
+from forgetlab.scenario import Dataset, Samples, Scenario, Setting, held_out
+from forgetlab.streams import split
 
 NAMES = tuple("abcdef")
 CUTS: tuple[Setting, ...] = ("class-incremental", "task-incremental", "domain-incremental")

@@ -19,9 +19,10 @@ from forgetlab.loop import Loop, TensorPath, make_optimizer, stock_loop
 from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
 from forgetlab.options import OptionError
-from forgetlab.scenario import Dataset, Samples, Scenario, split
+from forgetlab.scenario import Dataset, Samples, Scenario
 from forgetlab.seeding import generator, reseed
 from forgetlab.store import Result
+from forgetlab.streams import split
 from forgetlab.yaml_file import FileErrors
 
 BEGIN = """

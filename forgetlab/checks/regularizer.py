@@ -18,8 +18,9 @@ from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
 from forgetlab.plugins import Plugin
 from forgetlab.regularization import Regularizer, logits
-from forgetlab.scenario import held_out, split
+from forgetlab.scenario import held_out
 from forgetlab.seeding import drawn_from, generator
+from forgetlab.streams import split
 
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     {},
