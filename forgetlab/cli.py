@@ -98,6 +98,32 @@ def check(file: Path) -> None:
     click.echo(resolved(experiment), nl=False)
 
 
+@main.command()
+@click.argument("file", type=FILE)
+@click.option("--out", type=FILE, help="Where the picture goes.  [default: previews/NAME.png]")
+def preview(file: Path, out: Path | None) -> None:
+    """Show the stream of scenario FILE before anything is trained: its tasks, its samples, and what comes when."""
+    (experiment,) = _load([file])
+    from rich.console import Console
+
+    from forgetlab.description import Strategy
+    from forgetlab.engine import load_scenario
+    from forgetlab.preview import picture, table, told
+    from forgetlab.progress import say
+
+    scenario = load_scenario(experiment.run(Strategy(name="none"), experiment.seeds[0]))
+    console = Console()
+    console.print(table(scenario, console.width))
+    click.echo("\n".join(told(scenario, experiment.scenario.get("setting"))))
+    path = out or Path("previews") / f"{experiment.name}.png"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(scenario, experiment.name))
+    except OSError as error:
+        _fail(f"{path}: {error.strerror}")
+    say(f"Picture: {path}")
+
+
 @main.command(name="list")
 @click.argument("kind", required=False)
 def list_(kind: str | None) -> None:

@@ -71,7 +71,8 @@ def resolved(experiment: Experiment) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
-        return {key: _plain(part) for key, part in value if part is not None and part != {}}
+        parts = {key: _plain(part) for key, part in value}
+        return {key: part for key, part in parts.items() if part is not None and part != {}}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 

@@ -25,9 +25,11 @@ from forgetlab.avalanche_api import (
     with_task_labels,
 )
 from forgetlab.batch import UNKNOWN, Batch
+from forgetlab.mapped import Rows
 from forgetlab.scenario import Samples, Scenario, as_input
 
 Columns = tuple[Tensor, Tensor, Tensor]  # x (N, ...), y (N,), task (N,)
+LISTED = 4096  # numbers that are objects at a time
 
 
 class Fetched(Sequence[list[Tensor]]):
@@ -60,6 +62,44 @@ class Inputs(TensorDataset):
         return as_input(x), y
 
 
+class Numbers(Sequence[int]):
+    """A tensor as a sequence of whole numbers; a list of them would hold each as an object."""
+
+    __hash__ = None  # type: ignore[assignment]  # as a list has none: Avalanche looks for twins among what has one
+
+    def __init__(self, values: Tensor) -> None:
+        self.values, self._array = values, values.numpy()
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Numbers(self.values[index]) if isinstance(index, slice) else self._array[index].item()
+
+    def __iter__(self) -> Iterator[int]:
+        for some in self.values.split(LISTED):
+            yield from some.tolist()
+
+
+class Labels(DataAttribute):
+    """A data attribute of numbers, which tells the different ones at once; Avalanche's own looks at each sample."""
+
+    def __init__(self, data: Any, name: str, use_in_getitem: bool = False) -> None:
+        super().__init__(Numbers(data.cpu()) if isinstance(data, Tensor) else data, name, use_in_getitem)
+
+    @property
+    def uniques(self) -> set[int]:
+        if self._uniques is None:
+            self._uniques = set(_values(self.data).unique().tolist())
+        return self._uniques
+
+    def subset(self, indices: Any) -> Labels:
+        return Labels(self.data.subset(indices), self.name, self.use_in_getitem)
+
+    def concat(self, other: Any) -> Labels:
+        return Labels(self.data.concat(other.data), self.name, self.use_in_getitem)
+
+
 class TensorTask(TaskAwareSupervisedClassificationDataset):
     """An Avalanche dataset over tensors."""
 
@@ -71,10 +111,8 @@ class TensorTask(TaskAwareSupervisedClassificationDataset):
     @classmethod
     def of(cls, samples: Samples, task: int, device: torch.device | str = "cpu") -> TensorTask:
         """One task's samples; ``task`` is UNKNOWN where the learner is not told."""
-        attributes = [
-            DataAttribute(samples.y.tolist(), "targets"),
-            DataAttribute([task] * len(samples.y), "targets_task_labels", use_in_getitem=True),
-        ]
+        tasks = torch.tensor(task).expand(len(samples.y))
+        attributes = [Labels(samples.y, "targets"), Labels(tasks, "targets_task_labels", use_in_getitem=True)]
         tensors = Inputs(samples.x.to(device), samples.y.to(device))
         return cls([tensors], data_attributes=attributes)
 
@@ -83,8 +121,7 @@ class TensorTask(TaskAwareSupervisedClassificationDataset):
         if self._columns is None:
             below = _gather(self._flat_data, self._flat_data._transform_groups.current_group)
             if below is not None:
-                tasks = torch.tensor(_values(self.targets_task_labels.data), device=below[1].device)
-                self._columns = (*below, tasks)
+                self._columns = (*below, _values(self.targets_task_labels.data).to(below[1].device))
         return self._columns
 
     def __getitems__(self, indices: list[int]) -> Any:
@@ -128,15 +165,17 @@ def _gather(flat: Any, group: str) -> tuple[Tensor, Tensor] | None:
     if flat._indices is None:
         return x, y
     rows = torch.tensor(list(flat._indices), dtype=torch.int64, device=y.device)
-    return x.index_select(0, rows), y.index_select(0, rows)
+    return (x[rows] if isinstance(x, Rows) else x.index_select(0, rows)), y.index_select(0, rows)
 
 
-def _values(attribute: Any) -> list[Any]:
+def _values(attribute: Any) -> Tensor:
     """What a flattened data attribute holds; Avalanche's own iteration walks down to the lists for each value."""
+    if isinstance(attribute, Numbers):
+        return attribute.values
     if not isinstance(attribute, FlatData):
-        return list(attribute)
-    whole = [value for part in attribute._datasets for value in _values(part)]
-    return whole if attribute._indices is None else [whole[i] for i in attribute._indices]
+        return torch.tensor(list(attribute))
+    whole = torch.cat([_values(part) for part in attribute._datasets] or [torch.empty(0, dtype=torch.int64)])
+    return whole if attribute._indices is None else whole[torch.tensor(list(attribute._indices), dtype=torch.int64)]
 
 
 def _has_transforms(flat: Any, group: str) -> bool:
@@ -158,6 +197,7 @@ class TensorLoader:
     ) -> None:
         self.columns, self.batch_size, self.orders = columns, batch_size, orders
         self.epoch = 0
+        self.rows = torch.empty(0, dtype=torch.int64)  # of the columns: those in the batch at hand
 
     def __len__(self) -> int:
         return math.ceil(len(self.columns[1]) / self.batch_size)
@@ -170,6 +210,7 @@ class TensorLoader:
             order = torch.randperm(n, generator=self.orders(self.epoch)).to(device)
             self.epoch += 1
         for rows in order.split(self.batch_size):
+            self.rows = rows
             yield list(select(self.columns, rows))
 
 

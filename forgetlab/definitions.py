@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from forgetlab import metrics
+from forgetlab import averages, metrics
 
 NEEDS = {
     "": "the accuracy matrix a",
@@ -15,6 +15,7 @@ NEEDS = {
     "joint": "the accuracy matrix a, and that of the reference 'joint', same seed",
     "separate": "the accuracy matrix a, and that of the reference 'separate', same seed",
     "score": "the score matrix of the same name",
+    "prequential": "the accuracy on each task's samples just before they are learned, in an online stream",
     "pretrained": "the accuracies on the pretraining data, at the start and after each task",
 }
 
@@ -138,7 +139,7 @@ _ALL = (
         needs="pretrained",
     ),
     Metric(
-        metrics.router_accuracy,
+        averages.router_accuracy,
         "Router accuracy",
         "1/k Σ_{j≤k} r[k,j], r[k,j]: share of task j's test samples sent to task j",
         source="after Kim et al. 2022, arXiv:2211.02633 (task-id prediction)",
@@ -147,12 +148,47 @@ _ALL = (
         needs="score",
     ),
     Metric(
-        metrics.accuracy_given_route,
+        averages.accuracy_given_route,
         "Accuracy given the right route",
         "1/k Σ_{j≤k} c[k,j], c[k,j]: accuracy on those of task j's test samples that were sent to task j",
         source="after Kim et al. 2022, arXiv:2211.02633 (within-task prediction)",
         differs="Not the accuracy with the task told, which counts the wrongly routed samples too.",
         needs="score",
+    ),
+    Metric(
+        averages.macro_f1,
+        "Macro F1",
+        "1/k Σ_{j≤k} f[k,j], f[k,j]: mean over task j's classes of 2 P R / (P + R)",
+        source="Lewis et al. 1996, doi:10.1145/243199.243277 (macro-averaging)",
+        differs="Classes without test samples in the task are left out; scikit-learn counts predicted ones in.",
+        needs="score",
+    ),
+    Metric(
+        averages.auroc,
+        "Area under the ROC curve",
+        "1/k Σ_{j≤k} P(s(x+) > s(x-)) + P(s(x+) = s(x-)) / 2, s: difference of the two logits, x of task j",
+        source="Hanley & McNeil 1982, doi:10.1148/radiology.143.1.7063747",
+        differs="Unlike accuracy it does not move with the share of the positive label, which may drift.",
+        needs="score",
+    ),
+    Metric(
+        averages.log_loss,
+        "Log-loss",
+        "1/k Σ_{j≤k} mean of -log p(y|x) over task j's test samples",
+        source="Good 1952, doi:10.1111/j.2517-6161.1952.tb00104.x (logarithmic score)",
+        differs="In nats, over the classes that compete at test; ridge gives no probabilities, so it has no value.",
+        higher_is_better=False,
+        needs="score",
+    ),
+    Metric(
+        metrics.prequential_accuracy,
+        "Prequential accuracy",
+        "share of i ≤ n with argmax f_{i-1}(x_i) = y_i, f_{i-1}: the model before the batch that holds x_i",
+        source="Gama et al. 2013, doi:10.1007/s10994-012-5320-9 (test, then train)",
+        differs="Each batch is answered once by the weights before its step, in training mode, among the classes that "
+        "'loss_classes' lets compete, and augmented where training is. It rewards tracking the present, where the "
+        "accuracy matrix asks for the past.",
+        needs="prequential",
     ),
 )
 METRICS = {metric.name: metric for metric in _ALL}

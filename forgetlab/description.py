@@ -6,9 +6,9 @@ seed: each is picklable and holds all that a worker needs to carry it out alone.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 Spec = dict[str, Any]  # {"name": a plug-in's name, its options...}, all defaults filled in
 Varied = Literal["class_order", "init", "data_order"]
@@ -45,7 +45,23 @@ class Protocol(Frozen):
     head: Literal["growing", "fixed", "per-task"] = "growing"
     reset_optimizer: bool = True  # a fresh optimizer for each task
     budget: Budget = Budget(epochs=1)
+    evaluate_on: Literal["test", "validation"] = "test"  # validation: what the stream keeps apart of training data
     seeds_vary: tuple[Varied, ...] = ("class_order", "init", "data_order")
+
+
+class Augment(Frozen):
+    """What is done to training images, in this order, each sample by draws of its own; nothing unless named."""
+
+    crop: PositiveInt | None = None  # pixels of zeros around the image, from which a window of its size is cut
+    flip: Literal["horizontal", "vertical", "both"] | None = None  # with a chance of one half
+    rotation: Annotated[float, Field(gt=0.0, le=180.0)] | None = None  # degrees, at most, to either side
+    brightness: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # a factor from 1 - this to 1 + this
+    contrast: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # likewise
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What is asked for."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 class Train(Frozen):
@@ -56,6 +72,7 @@ class Train(Frozen):
     batch_size: PositiveInt = 128
     momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
+    augment: Augment = Augment()
 
     @model_validator(mode="after")
     def _momentum_is_for_sgd(self) -> Train:
@@ -83,6 +100,11 @@ class Strategy(Frozen):
     router: Spec | None = None
     avalanche: Spec | None = None  # {"plugin" or "strategy": Avalanche's name, its arguments...}
     train: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("train")
+    @classmethod
+    def _plain(cls, train: dict[str, Any]) -> dict[str, Any]:
+        return {key: value.named if isinstance(value, Augment) else value for key, value in train.items()}
 
     @property
     def family(self) -> str:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from forgetlab import plugins
 from forgetlab.data import to_benchmark
-from forgetlab.description import Run, Spec
+from forgetlab.description import Run
 from forgetlab.learners import Context, Learner, Scores, Sequential, built
 from forgetlab.loop import Epoch
-from forgetlab.metrics import own_metrics, pretrained_forgetting
+from forgetlab.metrics import own_metrics, prequential_accuracy, pretrained_forgetting
 from forgetlab.scenario import Scenario
 from forgetlab.seeding import reseed
 from forgetlab.store import Result, Row
@@ -108,13 +108,14 @@ def set_process(description: Run) -> None:
 
 def load_scenario(description: Run) -> Scenario:
     """The stream of this run; kept while one experiment's strategies go through it."""
-    return _load_scenario(json.dumps(description.scenario, sort_keys=True), description.seed_of("class_order"))
+    spec = json.dumps(description.scenario, sort_keys=True)
+    return _load_scenario(spec, description.seed_of("class_order"), description.protocol.evaluate_on)
 
 
 @lru_cache(maxsize=8)
-def _load_scenario(spec: str, seed: int) -> Scenario:
-    scenario: Spec = json.loads(spec)
-    return built("scenario", scenario, seed=seed)
+def _load_scenario(spec: str, seed: int, evaluate_on: str) -> Scenario:
+    scenario: Scenario = built("scenario", json.loads(spec), seed=seed)
+    return scenario.on_validation() if evaluate_on == "validation" else scenario
 
 
 def make_learner(description: Run) -> Learner:
@@ -136,6 +137,11 @@ def pretrained_accuracy(context: Context, backbone: nn.Module | None) -> Row:
 
 def pretraining_metrics(pretrained: Row) -> dict[str, float | None]:
     return {"pretrained_forgetting": pretrained_forgetting(pretrained)} if pretrained else {}
+
+
+def prequential_metrics(learner: Learner) -> dict[str, float | None]:
+    known = learner.prequential
+    return {"prequential_accuracy": prequential_accuracy(known, learner.counts.samples_seen)} if known else {}
 
 
 def to_result(
@@ -165,9 +171,14 @@ def to_result(
         accuracy=accuracy,
         accuracy_initial=accuracy_initial,
         scores={name: [column(row, name) for row in rows] for name in names},
-        metrics={**own_metrics(accuracy, accuracy_initial), **pretraining_metrics(pretrained)},
+        metrics={
+            **own_metrics(accuracy, accuracy_initial),
+            **pretraining_metrics(pretrained),
+            **prequential_metrics(learner),
+        },
         counts=learner.counts.as_plain(),
         pretrained_accuracy=list(pretrained),
+        prequential_accuracy=learner.prequential,
     )
 
 

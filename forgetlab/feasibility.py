@@ -6,17 +6,17 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from forgetlab import plugins, stock
+from forgetlab import augmentation, inspection, knowledge, plugins, stock
 from forgetlab.avalanche_api import stock_plugin
 from forgetlab.description import ORACLE, Experiment, Spec, Strategy, Train
 from forgetlab.isolation import Isolation
 from forgetlab.learners import built
-from forgetlab.loop import stock_loop
+from forgetlab.loop import OWN_BATCHES, Loop, TensorPath, stock_loop
 from forgetlab.network import SharedNetwork
 from forgetlab.plugins import OptionError
 from forgetlab.scenario import Scenario, as_input, pretraining_tasks
@@ -33,8 +33,11 @@ def problems(experiment: Experiment) -> list[Problem]:
         for i, spec in enumerate(experiment.references):
             _try(found, ("references", i), "reference", spec, lambda spec=spec: built("reference", spec))
         backbone, x = _backbone(found, experiment)
+        found += _augment_problems(experiment.train, ("train",), x)
         for i, entry in enumerate(experiment.strategies):
             found += _entry_problems(entry, ("strategies", i), backbone, x)
+            if "augment" in entry.train:
+                found += _augment_problems(_train(experiment, entry), ("strategies", i, "train"), x)
             found += _stock_problems(entry, ("strategies", i), experiment, backbone)
     return found
 
@@ -53,18 +56,29 @@ def _backbone(found: list[Problem], experiment: Experiment) -> tuple[nn.Module |
     """The backbone and two samples; None where it cannot be made, or no samples for it."""
     spec, seed = experiment.scenario, experiment.seeds[0]
     scenario: Scenario | None = _try(found, ("scenario",), "scenario", spec, lambda: built("scenario", spec, seed=seed))
-    if scenario is None:
+    unsound = scenario and _try(found, ("scenario",), "scenario", spec, lambda: inspection.problems(scenario))
+    if scenario is None or unsound != []:
+        found += [(("scenario",), message) for message in unsound or []]
         return None, torch.empty(0)
+    found += knowledge.problems(experiment, scenario)
+    if experiment.protocol.evaluate_on == "validation":
+        _try(found, ("protocol", "evaluate_on"), None, spec, scenario.on_validation)
     pretrain = experiment.pretrain
     if pretrain is not None:
         _try(found, ("pretrain",), None, pretrain, lambda: pretraining_tasks(pretrain, scenario, seed))
-    x, model = as_input(scenario.tasks[0].train.x[:2]), experiment.model
-    return _try(found, ("model",), "model", model, lambda: _model(model, x), f"{model['name']} does not work: "), x
+    x, model, reads = as_input(scenario.tasks[0].train.x[:2]), experiment.model, scenario.tokenizer
+    return _try(
+        found, ("model",), "model", model, lambda: _model(model, x, reads), f"{model['name']} does not work: "
+    ), x
 
 
-def _model(spec: Spec, x: Tensor) -> nn.Module:
-    """A backbone that gives what the heads stand on."""
+def _model(spec: Spec, x: Tensor, tokenizer: str | None) -> nn.Module:
+    """A backbone that reads what the stream holds and gives what the heads stand on."""
     backbone: nn.Module = built("model", spec, input_shape=tuple(x.shape[1:])).eval()
+    if (reads := getattr(backbone, "tokenizer", None)) != tokenizer:
+        ids = "{} token ids of {!r}".format
+        held = ids("the stream holds", tokenizer) if tokenizer else "the stream holds numbers, no token ids"
+        raise OptionError(f"{held}, and {ids('this model reads', reads) if reads else 'this model reads numbers'}")
     given, wanted = tuple(backbone(x).shape), (len(x), getattr(backbone, "n_features", None))
     if given != wanted:
         raise OptionError(f"{spec['name']} makes {given} of 2 samples; with its n_features it should be {wanted}")
@@ -94,12 +108,29 @@ def _stock_problems(entry: Strategy, place: Place, experiment: Experiment, backb
         clashes = {family: stock.clash(spec, family) for family in beside}
         found += [((*place, family), why) for family, why in clashes.items() if why]
     if not found and backbone is not None:
-        network, train = SharedNetwork(backbone), Train(**{**experiment.train.model_dump(), **entry.train})
+        network, train = SharedNetwork(backbone), _train(experiment, entry)
         settings = {"model": network, "train": train, "budget": experiment.protocol.budget}
-        whole = "strategy" in spec
-        make = partial(stock_loop, spec, **settings) if whole else partial(stock_plugin, spec, model=network)
-        _try(found, (*place, "avalanche"), None, spec, make)
+        loop = _try(found, (*place, "avalanche"), None, spec, partial(_stock_loop, spec, settings))
+        if loop is not None and train.augment.named and loop.brings_batches:
+            kind = next(key for key in stock.KINDS if key in spec)
+            message = f"{OWN_BATCHES}; give this entry 'train: {{augment: {{}}}}', or use a memory under 'replay:'"
+            found.append(((*place, "avalanche", kind), message))
     return found
+
+
+def _stock_loop(spec: Spec, settings: dict[str, Any]) -> TensorPath:
+    if "strategy" in spec:
+        return stock_loop(spec, **settings)
+    return Loop(plugins=[stock_plugin(spec, model=settings["model"])], **settings)
+
+
+def _train(experiment: Experiment, entry: Strategy) -> Train:
+    return experiment.run(entry, experiment.seeds[0]).train
+
+
+def _augment_problems(train: Train, place: Place, x: Tensor) -> list[Problem]:
+    refused = augmentation.problems(train.augment, x) if len(x) else []
+    return [((*place, "augment", *filter(None, [error.option])), str(error)) for error in refused]
 
 
 def _methods(entry: Strategy) -> Iterator[tuple[str, Place, Spec]]:

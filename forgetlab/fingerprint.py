@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from forgetlab.description import ORACLE, Run, Spec
 from forgetlab.scenario import Scenario, Task, pretraining_tasks
 
 PROJECTIONS = {  # files of ours that read files or show results, and so cannot change a number
-    "cli", "config", "definitions", "entries", "feasibility", "fingerprint", "pictures", "progress", "projection",
-    "provenance", "report", "scenario_file", "session", "tracking", "ui", "yaml_file",
+    "cli", "config", "definitions", "entries", "feasibility", "fingerprint", "inspection", "pictures", "preview",
+    "preview_samples", "progress", "projection", "provenance", "report", "scenario_file", "session", "tracking", "ui",
+    "yaml_file",
 }  # fmt: skip
-ARITHMETIC = ("torch", "avalanche-lib", "numpy")  # packages whose version can change a number
+ARITHMETIC = ("torch", "avalanche-lib", "numpy")  # packages whose version can change a number,
+OPTIONAL = ("transformers", "tokenizers", "kornia")  # also where they are installed
 
 
 def run_key(run: Run, scenario: Scenario) -> str:
@@ -33,7 +36,7 @@ def run_key(run: Run, scenario: Scenario) -> str:
         "data": scenario.checksum(),
         "core": core_digest(),
         "plugins": _digest(plugins.find(kind, spec["name"]).source for kind, spec in with_nested(plugin_specs(run))),
-        "versions": {name: version(name) for name in ARITHMETIC},
+        "versions": versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -47,7 +50,7 @@ def start_key(run: Run, tasks: tuple[Task, ...]) -> str:
         "data": Scenario(tasks, (), False).checksum(),
         "core": core_digest(),
         "plugins": _digest([plugins.find("model", run.model["name"]).source]),
-        "machine": [run.device, run.threads, *(version(name) for name in ARITHMETIC)],
+        "machine": [run.device, run.threads, versions()],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -78,6 +81,13 @@ def with_nested(specs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Spec]]:
             chosen = spec.get(option)
             items = chosen if isinstance(chosen, list | tuple) else [chosen]
             yield from with_nested((inner, item) for item in items if item is not None)
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of the packages that compute."""
+    installed = [name for name in OPTIONAL if find_spec(name) is not None]
+    return {name: version(name) for name in (*ARITHMETIC, *installed)}
 
 
 @cache

@@ -34,6 +34,7 @@ from forgetlab.seeding import generator
 Variant = Literal["exact", "sampled", "predicted", "empirical"]
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Tensor]]
 OUTPUT = "output"  # in place of parameters: the squares (B, out) of what flows back into a linear layer's output
+TOKENS = "tokens"  # likewise the squares (U, d) for the U different pairs of a sample and a token in it
 
 
 def fisher(model: nn.Module, data: Iterable[Batch], variant: Variant = "exact", seed: int = 0) -> dict[str, Tensor]:
@@ -82,8 +83,8 @@ def layer_wise(model: nn.Module, batch: Batch, variant: Variant, draw: torch.Gen
     wanted = {name for name, _ in trainable(model)}
     squares = {
         f"{name}.{own}": value
-        for sums, (name, _, entered, _) in zip(summed, calls, strict=True)
-        for own, value in _by_parameter(sums, entered).items()
+        for sums, (name, layer, entered, _) in zip(summed, calls, strict=True)
+        for own, value in _by_parameter(layer, sums, entered).items()
     }
     return {name: value for name, value in squares.items() if name in wanted}
 
@@ -138,7 +139,12 @@ def covered(model: nn.Module) -> bool:
     """Whether every trainable parameter belongs to one layer, and that layer has a rule."""
     layers = [layer for layer in model.modules() if _own_trainable(layer)]
     owned = [p for layer in layers for p in layer.parameters(recurse=False)]
-    return all(type(layer) in RULES for layer in layers) and len(set(owned)) == len(owned)
+    return all(map(_has_rule, layers)) and len(set(owned)) == len(owned)
+
+
+def _has_rule(layer: Any) -> bool:
+    """Gradients that are divided by how often a token occurs in the batch are no sums over samples."""
+    return type(layer) in RULES and not getattr(layer, "scale_grad_by_freq", False)
 
 
 def _once_per_sample(calls: Sequence[Call], samples: int) -> bool:
@@ -160,11 +166,17 @@ def _linear(layer: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
     return {"weight": (torch.einsum("bto,bti->boi", g, a) ** 2).sum(0), "bias": (g.sum(1) ** 2).sum(0)}
 
 
-def _by_parameter(sums: dict[str, Tensor], a: Tensor) -> dict[str, Tensor]:
+def _by_parameter(layer: Any, sums: dict[str, Tensor], a: Tensor) -> dict[str, Tensor]:
     """What a rule's sums say of each parameter: (g^2)^T (a^2) is one product for all labels, as a is that of each."""
-    if OUTPUT not in sums:
-        return sums
-    return {"weight": sums[OUTPUT].T @ a**2, "bias": sums[OUTPUT].sum(0)}
+    if OUTPUT in sums:
+        return {"weight": sums[OUTPUT].T @ a**2, "bias": sums[OUTPUT].sum(0)}
+    if TOKENS in sums:
+        tokens = _pairs(layer, a)[0] % layer.num_embeddings
+        of_tokens = sums[TOKENS].new_zeros(layer.weight.shape).index_add_(0, tokens, sums[TOKENS])
+        if layer.padding_idx is not None:
+            of_tokens[layer.padding_idx] = 0  # autograd leaves it out as well
+        return {"weight": of_tokens}
+    return sums
 
 
 def _layer_norm(layer: Any, a: Tensor, g: Tensor) -> dict[str, Tensor]:
@@ -177,6 +189,19 @@ def _layer_norm(layer: Any, a: Tensor, g: Tensor) -> dict[str, Tensor]:
     return {"weight": squares(g * normal), "bias": squares(g)}
 
 
+def _embedding(layer: Any, a: Tensor, g: Tensor) -> dict[str, Tensor]:
+    """a (B, ...) tokens, g (B, ..., d): what a sample's equal tokens receive is one gradient, added before squaring."""
+    pairs, which = _pairs(layer, a)
+    gradients = g.new_zeros(len(pairs), g.shape[-1]).index_add_(0, which.flatten(), g.reshape(-1, g.shape[-1]))
+    return {TOKENS: gradients**2}
+
+
+def _pairs(layer: Any, a: Tensor) -> tuple[Tensor, Tensor]:
+    """The different pairs of a sample and a token in it, as sample * V + token, and which pair each position is."""
+    first = torch.arange(len(a), device=a.device) * layer.num_embeddings
+    return torch.unique(first.view(-1, *[1] * (a.dim() - 1)) + a, return_inverse=True)
+
+
 def _positions(layer: nn.Module, a: Tensor, g: Tensor) -> dict[str, Tensor]:
     return {"weight": g.square().sum(0)}
 
@@ -185,5 +210,6 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     Head: _linear,
     nn.LayerNorm: _layer_norm,
+    nn.Embedding: _embedding,
     Positions: _positions,
 }

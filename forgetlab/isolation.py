@@ -28,6 +28,7 @@ __all__ = ["IsolatedNetwork", "Isolation", "IsolationPlugin", "LinearRole", "Rol
 class Isolation(nn.Module, ABC):
     """One task's module: it owns only that task's tensors, and works on the backbone from outside."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"boundaries"})  # "passes" too where `begin` or `end` reads its data
     identity_at_birth: ClassVar[bool] = True  # an untrained module leaves the backbone's features as they are
 
     def __init__(self, sites: Sequence[Role]) -> None:
@@ -116,6 +117,8 @@ class Isolation(nn.Module, ABC):
 
 class Router(ABC):
     """Infers the task of a sample from the bare backbone's features, each sample for itself."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"boundaries", "passes"})  # "passes": where `fit` reads features
 
     @abstractmethod
     def fit(self, task: int, features: Tensor, labels: Tensor) -> None:

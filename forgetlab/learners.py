@@ -20,6 +20,7 @@ from forgetlab.loop import HEAD, Epoch, Loop, TensorPath, stock_loop
 from forgetlab.network import Network, SharedNetwork
 from forgetlab.pretraining import Start, start
 from forgetlab.scenario import Scenario
+from forgetlab.scores import scored
 from forgetlab.seeding import drawn_from
 
 Scores = dict[str, float]  # of one task's test samples
@@ -82,6 +83,7 @@ class Context:
             seed=self.run.seed_of("data_order"),
             first_task=first_task,
             reset_optimizer=self.run.protocol.reset_optimizer,
+            one_pass=self.scenario.one_pass,
             on_epoch=self.on_epoch,
         )
 
@@ -124,10 +126,11 @@ class Learner(ABC):
 
     context: Context
     counts: Counts
+    prequential: list[float | None]
 
     def prepare(self, context: Context) -> None:
         """Make ready for the first task."""
-        self.context, self.counts = context, Counts()
+        self.context, self.counts, self.prequential = context, Counts(), []
 
     @abstractmethod
     def learn(self, task: int) -> None:
@@ -165,6 +168,9 @@ class Sequential(Learner):
     def learn(self, task: int) -> None:
         self.loop.train(self.context.benchmark.streams["train"][task], [])
         self.counts.add(self.loop, sum(getattr(plugin, "replayed", 0) for plugin in self.plugins))
+        if self.context.scenario.one_pass:
+            routed = self.context.run.task_identity == "routed"  # training tells the task, which a router has to find
+            self.prequential.append(None if routed else self.loop.prequential)
         self.counts.keep(self.network.stored())
         stock = [self.loop] if type(self.loop) is not Loop else []
         keepers = [*self.loop.plugins, getattr(self.network, "router", None), *stock]
@@ -172,7 +178,7 @@ class Sequential(Learner):
         self.counts.memory_bytes = memory_bytes(kept, self.network)
 
     def evaluate(self, task: int) -> Scores | None:
-        if not self.network.can_answer(task, self.context.scenario.tasks[task].classes):
+        if not self.network.can_answer(task, self.context.scenario.tasks[task].tested):
             return None
         return scores(self.loop, self.context, task)
 
@@ -215,9 +221,12 @@ class Sequential(Learner):
 
 def scores(loop: TensorPath, context: Context, task: int) -> Scores:
     """Let a loop answer one task's test samples."""
+    loop.keeps_outputs = bool(context.scenario.scores)
     loop.eval(context.benchmark.streams["test"][task])
     assert loop.correct is not None
     found = {"accuracy": loop.correct.double().mean().item()}
+    if loop.keeps_outputs:
+        found |= scored(context.scenario.scores, loop.outputs)
     if context.run.task_identity == "routed" and loop.right_route is not None:
         right = loop.right_route
         found["router_accuracy"] = right.double().mean().item()

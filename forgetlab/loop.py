@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from forgetlab.augmentation import Augmentation
 from forgetlab.avalanche_api import (
     BaseLogger,
     EvaluationPlugin,
@@ -30,10 +31,13 @@ from forgetlab.avalanche_api import (
 )
 from forgetlab.data import Columns, TensorLoader, TensorTask
 from forgetlab.description import Budget, Train
+from forgetlab.options import OptionError
 from forgetlab.seeding import generator, reseed
 
 EVALUATION_BATCH = 512
 AS_IS = {"pin_memory": False}  # what is on the device already cannot be pinned
+REPLAY = "ReplayPlugin"  # Avalanche's, whose data loader joins old samples to new ones
+OWN_BATCHES = "augmentation reaches what ForgetLab's loop brings, but here samples come another way"
 HEAD = "head"  # the layer of a network that answers
 Template: Any = object  # at runtime: the template or strategy that follows among the bases
 
@@ -72,6 +76,7 @@ class TensorPath(Template):
         seed: int = 0,
         first_task: int = 0,
         reset_optimizer: bool = True,
+        one_pass: bool = False,
         on_epoch: Callable[[Epoch], None] = lambda _: None,
         of_strategy: Mapping[str, Any] | None = None,
     ) -> None:
@@ -91,6 +96,12 @@ class TensorPath(Template):
         self.hyper, self.budget, self.seed, self.on_epoch = train, budget, seed, on_epoch
         self.reset_optimizer, self.fresh, self.first_task = reset_optimizer, True, first_task
         self.seen = self.steps = 0  # of this task so far: new samples trained on, steps of the optimizer
+        self.augmentation = Augmentation(train.augment, seed) if train.augment.named else None
+        self.one_pass = one_pass
+        self.answered: int = 0  # of this task's new samples, before they were learned
+        self.answered_right: int | Tensor = 0
+        self.keeps_outputs = False
+        self.outputs: list[tuple[Tensor, Tensor]] = []  # logits and labels of the task evaluated last, where kept
         self.correct: Tensor | None = None  # (N,) of the task evaluated last
         self.right_route: Tensor | None = None  # (N,) where a router chose
 
@@ -103,6 +114,17 @@ class TensorPath(Template):
     def task(self) -> int:
         """The task in training: its name for every generator."""
         return self.first_task + self.clock.train_exp_counter
+
+    @property
+    def brings_batches(self) -> bool:
+        """Whether stock code joins old samples to the batches, or takes its steps, past this loop."""
+        own_epochs = self._stock().training_epoch is not SupervisedTemplate.training_epoch
+        return own_epochs or any(type(plugin).__name__ == REPLAY for plugin in self.plugins)
+
+    @property
+    def prequential(self) -> float | None:
+        """The share of this task's samples that were answered rightly before they were learned."""
+        return float(self.answered_right) / self.answered if self.answered else None
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         """Open the task in the model, then build the optimizer for what is trainable."""
@@ -145,13 +167,31 @@ class TensorPath(Template):
 
     def _before_training_exp(self, **kwargs: Any) -> None:
         reseed("task", self.seed, self.task)
-        self.seen = self.steps = 0
+        self.seen = self.steps = self.answered = self.answered_right = 0
         super()._before_training_exp(**kwargs)  # here a plug-in may bring a data loader of another length
+        if self.augmentation is not None and not isinstance(self.dataloader, TensorLoader):
+            raise OptionError(OWN_BATCHES, "augment")
         self.train_epochs = self.budget.epochs or math.ceil((self.budget.updates or 1) / len(self.dataloader))
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
         self.seen += len(self.mb_y)
         super()._before_training_iteration(**kwargs)
+
+    def _before_forward(self, **kwargs: Any) -> None:
+        """Augment the batch once memories have joined what they drew; they keep samples as they came."""
+        super()._before_forward(**kwargs)
+        if self.augmentation is not None:
+            clock, rows, n = self.clock, self.dataloader.rows, len(self.dataloader.columns[1])
+            place = {"task": self.task, "epoch": clock.train_exp_epochs, "step": clock.train_exp_iterations}
+            self.mbatch[0] = self.augmentation(self.mb_x, rows, n, **place)
+
+    def _after_forward(self, **kwargs: Any) -> None:
+        """Note whether the new samples are answered rightly, before they are learned."""
+        super()._after_forward(**kwargs)
+        if self.one_pass:
+            new = self.seen - self.answered
+            self.answered_right += (self.mb_output[:new].argmax(1) == self.mb_y[:new]).sum()
+            self.answered = self.seen
 
     def _after_training_iteration(self, **kwargs: Any) -> None:
         super()._after_training_iteration(**kwargs)
@@ -167,6 +207,7 @@ class TensorPath(Template):
     def _eval_exp(self, **kwargs: Any) -> None:
         """Evaluate one task, noting which answers are right."""
         self.answers: list[tuple[Tensor, Tensor | None]] = []
+        self.outputs = []
         super()._eval_exp(**kwargs)
         correct, routes = zip(*self.answers, strict=True)
         self.correct = torch.cat(correct)
@@ -176,6 +217,8 @@ class TensorPath(Template):
     def _after_eval_iteration(self, **kwargs: Any) -> None:
         super()._after_eval_iteration(**kwargs)
         self.answers.append((self.mb_output.argmax(1) == self.mb_y, getattr(self.model, "routes", None)))
+        if self.keeps_outputs:
+            self.outputs.append((self.mb_output, self.mb_y))
 
 
 class Loop(TensorPath, SupervisedTemplate):

@@ -211,23 +211,16 @@ def pretrained_forgetting(pretrained: Vector) -> float | None:
     return _known(values[0] - values[-1])
 
 
-def router_accuracy(score: Matrix) -> float | None:
-    """The share of test samples whose task the router infers rightly, among the tasks learned so far.
+def prequential_accuracy(accuracy: Vector, samples: Sequence[int]) -> float | None:
+    """The share of an online stream's samples that are answered rightly just before they are learned.
 
-    >>> router_accuracy([[1.0, None], [0.5, 0.75]])
+    ``accuracy`` holds one value for each task learned so far, ``samples`` how many samples it had.
+
+    >>> prequential_accuracy([0.5, 1.0], [300, 100])
     0.625
     """
-    return average_accuracy(score)
-
-
-def accuracy_given_route(score: Matrix) -> float | None:
-    """The accuracy on the samples that the router sent to their own task. With it, of each task: accuracy =
-    P(right route) · this + P(wrong route) · accuracy on the wrongly routed.
-
-    >>> accuracy_given_route([[1.0, None], [0.5, 1.0]])
-    0.75
-    """
-    return average_accuracy(score)
+    known = _as_vector(accuracy)
+    return _known(math.fsum(known * np.array(samples)) / sum(samples)) if len(known) and sum(samples) else None
 
 
 def _last(matrix: Array) -> Array:

@@ -1,7 +1,7 @@
 """What is done to a cut: fewer samples, rare classes, wrong labels, blurred borders, classes that come back.
 
-Each takes a cut and gives one; training rows change, test rows stay. All draws come from generators of their own name,
-so that one choice in a file does not move another.
+Each takes a cut and gives one. Training rows change; test rows stay, but where their number is bounded. All draws come
+from generators of their own name, so that one choice in a file does not move another.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def modified(
     shots: int | None,
     long_tail: float,
     samples_per_task: int | Sequence[int] | None,
+    test_samples_per_task: int | None,
     repetition: float,
     blurry: float,
     label_noise: float,
@@ -36,6 +37,7 @@ def modified(
         (few_shot, shots),
         (long_tailed, long_tail if long_tail > 1 else 0),
         (sized, samples_per_task),
+        (evaluated_on, test_samples_per_task),
         (repeating, repetition),
         (blurred, blurry),
         (mislabelled, label_noise),
@@ -91,6 +93,15 @@ def sized(cut: Cut, sizes: int | Sequence[int], seed: int) -> Cut:
         return train.take(rows.sort().values)
 
     return _each(cut, fewer)
+
+
+def evaluated_on(cut: Cut, size: int, seed: int) -> Cut:
+    """At most so many test samples per task, drawn at random: for models whose answers are dear."""
+    drawn = [
+        _some(torch.arange(len(d.test.y)), size, generator("test_sizes", seed, i)) for i, d in enumerate(cut.drafts)
+    ]
+    drafts = [d._replace(test=d.test.take(rows.sort().values)) for d, rows in zip(cut.drafts, drawn, strict=True)]
+    return replace(cut, drafts=tuple(drafts))
 
 
 def repeating(cut: Cut, probability: float, seed: int) -> Cut:

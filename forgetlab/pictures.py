@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forgetlab.statistics import Interval
 from forgetlab.store import Row
@@ -16,8 +16,9 @@ from forgetlab.store import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import Colorbar
     from matplotlib.colors import Colormap
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, FigureBase
     from matplotlib.typing import ColorType
 
 Curve = Sequence[tuple[int, Interval]]
@@ -40,21 +41,21 @@ def accuracy_heat_map(
     rows = [initial or [], *accuracy][first:]
     values = [[math.nan if value is None else value for value in row] for row in rows]
     cell = min(0.62, 7 / len(task_names))
-    figure = _figure(2.6 + cell * len(task_names), 1.4 + cell * len(rows))
+    figure = new_figure(2.6 + cell * len(task_names), 1.4 + cell * len(rows))
     axes = figure.add_subplot()
     colours = colormaps["cividis"].with_extremes(bad=PALE)
     image = axes.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="equal", interpolation="nearest")
     axes.tick_params(length=0, labelsize=8, labelcolor=INK)
     axes.spines[:].set_visible(False)
     if len(task_names) <= MOST_ANNOTATED:
-        names = [_short(name) for name in task_names]
+        names = [short(name) for name in task_names]
         _name_ticks(axes, names, ["before training", *(f"after {name}" for name in names)][first:][: len(rows)])
         _annotate(axes, values)
     else:
         _number_ticks(axes, first)
-    _colour_bar(figure, axes, image, "accuracy")
-    _head(axes, title)
-    return _png(figure)
+    colour_bar(figure, axes, image, "accuracy")
+    head(axes, title)
+    return as_png(figure)
 
 
 def forgetting_curves(
@@ -68,9 +69,9 @@ def forgetting_curves(
     from matplotlib.colors import Normalize
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(7.4, 4.0)
+    figure = new_figure(7.4, 4.0)
     axes = figure.add_subplot()
-    scale = _scale()
+    scale = colour_scale()
     named = len(curves) <= MOST_NAMED
     for number, (name, curve) in enumerate(curves.items()):
         colour = COLOURS[number] if named else scale(number / (len(curves) - 1))
@@ -83,31 +84,31 @@ def forgetting_curves(
     axes.tick_params(labelsize=8, labelcolor=INK)
     if not named:
         order = ScalarMappable(Normalize(0, len(curves) - 1), scale)
-        _colour_bar(figure, axes, order, f"{each} (from 0)")
+        colour_bar(figure, axes, order, f"{each} (from 0)")
     elif curves:
         axes.legend(title=each, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    _head(axes, title)
-    return _png(figure)
+    head(axes, title)
+    return as_png(figure)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
 
 
-def _head(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10, color=INK, wrap=True)
+def head(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10, color=INK, wrap=True, parse_math=False)
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
     """Without the program's version, so that equal pictures are equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _scale() -> Colormap:
+def colour_scale() -> Colormap:
     """viridis without its end, which is too light for a line on white."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
@@ -162,12 +163,13 @@ def _annotate(axes: Axes, values: Sequence[Sequence[float]]) -> None:
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
 
 
-def _colour_bar(figure: Figure, axes: Axes, colours: ScalarMappable, label: str) -> None:
-    bar = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.03, aspect=25)
+def colour_bar(figure: FigureBase, axes: Axes, colours: ScalarMappable, label: str) -> Colorbar:
+    bar: Any = figure.colorbar(colours, ax=axes, fraction=0.05, pad=0.03, aspect=25)
     bar.set_label(label, color=INK)
     bar.ax.tick_params(labelsize=8, labelcolor=INK)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    bar.outline.set_visible(False)
+    return bar
 
 
-def _short(name: str, most: int = 16) -> str:
+def short(name: str, most: int = 16) -> str:
     return name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"

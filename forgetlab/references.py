@@ -15,6 +15,7 @@ from forgetlab.data import batches, together
 from forgetlab.learners import Context, Learner, Scores, Sequential, scores
 from forgetlab.network import MASK
 from forgetlab.plugins import register
+from forgetlab.scores import scored
 
 FEATURE_BATCH = 512
 
@@ -49,7 +50,7 @@ class Joint(Learner):
         self.trained = True
 
     def evaluate(self, task: int) -> Scores | None:
-        if not self.trained or not self.network.can_answer(task, self.context.scenario.tasks[task].classes):
+        if not self.trained or not self.network.can_answer(task, self.context.scenario.tasks[task].tested):
             return None
         return scores(self.loop, self.context, task)
 
@@ -117,17 +118,20 @@ class Ridge(Learner):
         return weight, mean_y - mean_f @ weight
 
     def evaluate(self, task: int) -> Scores | None:
-        told, classes = self.context.scenario.task_known_at_test, self.context.scenario.tasks[task].classes
+        scenario = self.context.scenario
+        told, classes = scenario.task_known_at_test, scenario.tasks[task].tested
         if not self.seen.issuperset(classes):
             return None
         weight, intercept = self.solve()
         support = torch.full_like(intercept, MASK)
         support[sorted(classes if told else self.seen)] = 0
-        right = [
-            (self._features(batch.x) @ weight + intercept + support).argmax(1) == batch.y
+        outputs = [
+            (self._features(batch.x) @ weight + intercept + support, batch.y)
             for batch in batches(self.context.benchmark.streams["test"][task].dataset, FEATURE_BATCH, weight.device)
         ]
-        return {"accuracy": torch.cat(right).double().mean().item()}
+        right = torch.cat([output.argmax(1) == y for output, y in outputs])
+        ranked = [name for name in scenario.scores if name != "log_loss"]  # ridge gives no probabilities
+        return {"accuracy": right.double().mean().item(), **scored(ranked, outputs)}
 
     def current_backbone(self) -> nn.Module | None:
         return self.backbone

@@ -25,6 +25,7 @@ __all__ = ["UNKNOWN", "Batch", "Regularizer", "answers", "frozen_copy", "logits"
 class Regularizer(SupervisedPlugin, ABC):
     """Adds strength * penalty to the loss from the second task on."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"boundaries"})  # "passes" too where `consolidate` reads its data
     kept: ClassVar[tuple[str, ...]] = ()  # attributes that the next task needs: tensors by name, or plain values
 
     def __init__(self, strength: NonNegativeFloat) -> None:

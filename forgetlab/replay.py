@@ -128,8 +128,9 @@ class Memory(SupervisedPlugin, ABC):
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         if self.rehearsal is not None and self._drawn is not None and self._incoming is not None:
-            output = strategy.mb_output
-            strategy.loss = self.rehearsal.loss(strategy.model, self._incoming, self._drawn, output)
+            x, n = strategy.mbatch[0], len(self._incoming.y)  # what the model saw: augmented, where that is asked for
+            new, drawn = self._incoming._replace(x=x[:n]), self._drawn._replace(x=x[n:])
+            strategy.loss = self.rehearsal.loss(strategy.model, new, drawn, strategy.mb_output)
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         keeps_logits = self.rehearsal is not None and self.rehearsal.keeps_logits

@@ -21,6 +21,12 @@ SECTIONS = {
     "told": "Task told at test (oracle)",
 }
 NEW_MODEL_PER_TASK = ("joint", "separate")  # references that never learn in sequence, so nothing is forgotten
+FURTHER = {  # shown where a stream asks for them
+    "macro_f1": "macro F1",
+    "auroc": "AUROC",
+    "log_loss": "log-loss",
+    "prequential_accuracy": "prequential accuracy",
+}
 DASH = "\N{EN DASH}"
 FORGETTING = "forgetting (best \N{MINUS SIGN} last)"
 NOTE = (
@@ -72,12 +78,16 @@ def _grouped(finished: Sequence[Finished]) -> dict[tuple[str, str], list[Finishe
 def label(result: Result) -> str:
     """
     >>> from types import SimpleNamespace
-    >>> label(SimpleNamespace(strategy="lora-r8", overrides={"lr": 1e-2, "optimizer": "sgd"}))
-    'lora-r8 (lr=0.01, optimizer=sgd)'
+    >>> label(SimpleNamespace(strategy="lora-r8", overrides={"lr": 1e-2, "augment": {"crop": 4}}))
+    'lora-r8 (lr=0.01, augment=crop 4)'
     """
-    changes = ", ".join(
-        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}" for key, value in result.overrides.items()
-    )
+
+    def written(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {part}" for key, part in value.items())
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    changes = ", ".join(f"{key}={written(value)}" for key, value in result.overrides.items())
     return f"{result.strategy} ({changes})" if changes else result.strategy
 
 
@@ -152,6 +162,9 @@ def _columns(rows: Sequence[Summary]) -> dict[str, list[str]]:
         "parameters": [_amount(summary, ("parameters",), _short_count) for summary in rows],
         "bytes kept": [_amount(summary, ("stored_bytes", "memory_bytes"), _short_bytes) for summary in rows],
     }
+    for name, header in FURTHER.items():
+        if any(name in summary.cells for summary in rows):
+            table[header] = [_cell(summary, name, n) for summary in rows]
     if rows[0].task_identity == "routed":
         table["router accuracy"] = [_cell(summary, "router_accuracy", n) for summary in rows]
     return table

@@ -9,14 +9,16 @@ labels 0, 1, ...; `Scenario.class_names` says which class of the data set each l
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from forgetlab import plugins
+from forgetlab import digests, plugins
+from forgetlab.mapped import Rows
 from forgetlab.plugins import OptionError
 from forgetlab.seeding import generator
 
@@ -28,7 +30,7 @@ Changes = Mapping[str, Callable[[Tensor], Tensor]]  # of a domain's name to what
 class Samples(NamedTuple):
     """Inputs and labels, one row per sample."""
 
-    x: Tensor  # (N, ...) float, or uint8
+    x: Tensor  # (N, ...) float, or uint8; past the bound `mapped.Rows`, which are on disk
     y: Tensor  # (N,) int64
 
 
@@ -55,6 +57,11 @@ class Task:
     classes: tuple[int, ...]  # the labels that occur in it
     validation: Samples | None = None  # training data kept apart, for selection
 
+    @cached_property
+    def tested(self) -> tuple[int, ...]:
+        """The labels that its test samples have."""
+        return tuple(self.test.y.unique().tolist())
+
 
 @dataclass(frozen=True)
 class Scenario:
@@ -78,15 +85,41 @@ class Scenario:
         """The shape of one sample."""
         return tuple(self.tasks[0].train.x.shape[1:])
 
+    def on_validation(self) -> Scenario:
+        """The same stream, evaluated on validation data: what selects must not see test data.
+
+        Raises:
+            OptionError: the stream keeps none apart.
+        """
+        parts = [task.validation for task in self.tasks]
+        if None in parts:
+            raise OptionError("the stream keeps no validation data apart: give its scenario 'validation: 0.1'")
+        tasks = [replace(task, test=part, validation=None) for task, part in zip(self.tasks, parts, strict=True)]
+        return replace(self, tasks=tuple(tasks))
+
     def checksum(self) -> str:
-        """A digest of every tensor and name in the stream."""
+        """A digest of every tensor and name in the stream, the same wherever the inputs are held.
+
+        What is on disk is read for it once, and again when a file's path, size or time is another.
+        """
+        parts = [part for task in self._all_tasks for part in (task.train, task.test, task.validation) if part]
+        if any(isinstance(part.x, Rows) for part in parts):
+            return digests.remembered(self._digest(digests.marks), lambda: self._digest(digests.content))
+        return self._digest(digests.content)
+
+    @property
+    def _all_tasks(self) -> tuple[Task, ...]:
+        return (*self.tasks, *([self.held_back] if self.held_back else []))
+
+    def _digest(self, read: Callable[[Tensor], Iterable[Any]]) -> str:
         told = self.task_known_at_test, self.boundaries_known, self.one_pass, self.tokenizer, self.scores
         digest = hashlib.sha256(repr((self.class_names, told)).encode())
-        for task in (*self.tasks, *([self.held_back] if self.held_back else [])):
+        for task in self._all_tasks:
             digest.update(repr((task.name, task.classes)).encode())
             for tensor in (*task.train, *task.test, *(task.validation or ())):
                 digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-                digest.update(tensor.contiguous().numpy().tobytes())
+                for some in read(tensor):
+                    digest.update(some)
         return digest.hexdigest()
 
 
@@ -99,6 +132,7 @@ def dataset(spec: str | Mapping[str, Any]) -> Dataset:
 
 def as_input(x: Tensor) -> Tensor:
     """What a model is given: bytes as float32 in [0, 1], anything else as it is."""
+    x = x.read() if isinstance(x, Rows) else x
     return x.float().div_(255) if x.dtype == torch.uint8 else x
 
 

@@ -110,7 +110,7 @@ class ScenarioFile:
     def options(self, plugin: plugins.Plugin, named: Spec, place: Place) -> Spec | None:
         given = {key: value for key, value in named.items() if key != "name"}
         given = self.known(given, [p.name for p in plugins.parameters(plugin)], place)
-        whole = self._nested(plugin, given, place)
+        refused = self._nested(plugin, given, place)
         for key in plugins.paths(plugin) & given.keys():
             if isinstance(given[key], str):
                 given[key] = str(self.path.parent / Path(given[key]).expanduser())
@@ -118,22 +118,20 @@ class ScenarioFile:
             resolved = {"name": plugin.name, **plugins.resolve(plugin.kind, plugin.name, given)}
         except OptionsError as error:
             for where, message in error.problems:
-                self.refuse((*place, *where), message)
+                if where[0] not in refused:
+                    self.refuse((*place, *where), message)
             return None
-        return resolved if whole else None
+        return None if refused else resolved
 
-    def _nested(self, plugin: plugins.Plugin, given: dict[str, Any], place: Place) -> bool:
-        """Put whole specs in the place of those that options name; False where one was refused."""
-        fine = True
+    def _nested(self, plugin: plugins.Plugin, given: dict[str, Any], place: Place) -> set[str]:
+        """Put whole specs in the place of those that options name; returns the options in which one was refused."""
         for option, kind in plugins.named(plugin).items():
             value = given.get(option)
             if isinstance(value, list):
                 given[option] = [self.spec((kind,), item, (*place, option, i)) for i, item in enumerate(value)]
-                fine = fine and None not in given[option]
             elif value is not None:
-                given[option] = self.spec((kind,), value, (*place, option))
-                fine = fine and given[option] is not None
-        return fine
+                given[option] = self.spec((kind,), value, (*place, option)) or [None]
+        return {name for name in plugins.named(plugin) if isinstance(given.get(name), list) and None in given[name]}
 
 
 def _key(place: Place) -> str:

@@ -49,6 +49,7 @@ class Result:
     pretrained_accuracy: Row = field(
         default_factory=list
     )  # on the pretraining data: at the start, then after each task
+    prequential_accuracy: Row = field(default_factory=list)  # online streams: of each task's samples before learning
     version: int = RESULT_VERSION
 
     @property

@@ -116,6 +116,8 @@ def _sizes(
             raise OptionError(told, "classes_per_task")
         return list(classes_per_task)
     if base is not None:
+        if base >= left:
+            raise OptionError(f"{base} base classes of {left} leave none for later tasks", "few_shot")
         return [base, *even_sizes(left - base, (n_tasks or TASKS) - 1, f"classes after the first {base}")]
     return even_sizes(left, n_tasks or TASKS, kept)
 

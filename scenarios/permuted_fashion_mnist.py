@@ -5,24 +5,16 @@ Goodfellow et al. 2013, https://arxiv.org/abs/1312.6211, for MNIST. The first ta
 
 from __future__ import annotations
 
-import torch
 from pydantic import PositiveInt
-from torch import Tensor
 
+from forgetlab import plugins
 from forgetlab.plugins import register
 from forgetlab.scenario import Scenario, Setting, dataset
-from forgetlab.seeding import generator
 from forgetlab.streams import domains
 
 
 @register("scenario", "permuted_fashion_mnist")
 def permuted_fashion_mnist(seed: int, setting: Setting = "domain-incremental", n_tasks: PositiveInt = 5) -> Scenario:
     """All ten kinds of clothes in each of ``n_tasks`` permutations of the pixels, which the seed draws."""
-
-    def shuffled(task: int, x: Tensor) -> Tensor:
-        pixels = x[0].numel()
-        order = torch.randperm(pixels, generator=generator("permutation", seed, task))
-        return x.flatten(1)[:, order].view_as(x) if task else x
-
-    change = {f"permutation {i}": lambda x, i=i: shuffled(i, x) for i in range(n_tasks)}
-    return domains(dataset("fashion_mnist"), change, setting)
+    changes = plugins.build("transform", "permutation", seed=seed, n_tasks=n_tasks)
+    return domains(dataset("fashion_mnist"), changes, setting)

@@ -26,6 +26,7 @@ def stream(
     task_order: Order = "given",
     classes_per_task: tuple[PositiveInt, ...] | None = None,
     samples_per_task: PositiveInt | tuple[PositiveInt, ...] | None = None,
+    test_samples_per_task: PositiveInt | None = None,
     held_back: NonNegativeInt = 0,  # classes that stay out of the stream, for pretraining
     few_shot: FewShot | None = None,
     long_tail: Annotated[float, Field(ge=1.0)] = 1.0,  # samples of the most frequent class for one of the rarest
@@ -48,6 +49,7 @@ def stream(
         shots=few_shot and few_shot.shots,
         long_tail=long_tail,
         samples_per_task=samples_per_task,
+        test_samples_per_task=test_samples_per_task,
         repetition=repetition,
         blurry=blurry,
         label_noise=label_noise,

@@ -24,7 +24,7 @@ from forgetlab.avalanche_api import (
     stock_plugin,
 )
 from forgetlab.batch import UNKNOWN, Batch
-from forgetlab.data import Fetched, TensorLoader, TensorTask, batches, to_benchmark, together
+from forgetlab.data import Fetched, Labels, Numbers, TensorLoader, TensorTask, batches, to_benchmark, together
 from forgetlab.description import Budget, Train
 from forgetlab.isolation import IsolatedNetwork, Isolation, IsolationPlugin
 from forgetlab.loop import Loop, carry_over, make_optimizer
@@ -499,6 +499,40 @@ def test_changed_task_labels_are_seen() -> None:
     dataset.columns()
     labels = DataAttribute([7] * len(dataset), "targets_task_labels", use_in_getitem=True)
     check_columns(dataset.update_data_attribute("targets_task_labels", labels))
+
+
+def test_labels_are_what_avalanches_own_lists_are() -> None:
+    """Also where they are cut, joined with another's or with their own, and asked by slice."""
+    first, second, third = (experience.dataset for experience in streams()[0])
+    mixed = first.subset([3, 1, 5]).concat(third).concat(second.subset([0, 7]))
+    for one in (first, mixed, first.concat(first), together([first, second]).dataset, mixed.concat(foreign(Listed(3)))):
+        for ours in (one.targets, one.targets_task_labels):
+            values = list(ours)
+            theirs = DataAttribute(values, "targets")
+            assert (
+                ours.uniques == theirs.uniques and ours.count == theirs.count and ours.val_to_idx == theirs.val_to_idx
+            )
+            assert list(ours[2:5]) == values[2:5] and ours[1] == values[1] and type(ours[1]) is int
+        assert one.targets_task_labels.use_in_getitem and not one.targets.use_in_getitem
+    with pytest.raises(IndexError):
+        first.targets[12]
+
+
+def test_a_benchmark_is_made_without_a_look_at_each_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Avalanche makes each label an object, keeps it, and asks for it again."""
+
+    def refused(*_: Any) -> Any:
+        raise AssertionError("a single label was asked for")
+
+    monkeypatch.setattr(Numbers, "__getitem__", refused)
+    monkeypatch.setattr(Numbers, "__iter__", refused)
+    train, _ = streams()
+    whole = together([experience.dataset for experience in train])
+    assert whole.classes_in_this_experience == set(range(6)) and set(whole.task_labels) == {0, 1, 2}
+    assert [experience.classes_seen_so_far for experience in train] == [{0, 1}, {0, 1, 2, 3}, set(range(6))]
+    monkeypatch.setattr(Labels, "uniques", DataAttribute.uniques)
+    with pytest.raises(AssertionError, match="single label"):
+        streams()
 
 
 @pytest.fixture

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from forgetlab import metrics
+from forgetlab import averages, metrics
 from forgetlab.definitions import METRICS, NEEDS, describe
+from forgetlab.scores import SCORES
 
 
 def test_the_register_is_complete():
     own = set(metrics.own_metrics([[0.5]], [None]))
     relative = set(metrics.relative_metrics([[0.5]], None, None, 0.5))
-    assert set(METRICS) == own | relative | {"router_accuracy", "accuracy_given_route", "pretrained_forgetting"}
+    of_scores = {"router_accuracy", "accuracy_given_route", *SCORES}
+    assert set(METRICS) == own | relative | of_scores | {"pretrained_forgetting", "prequential_accuracy"}
     for name, metric in METRICS.items():
-        assert metric.compute is getattr(metrics, name)
+        assert metric.compute is getattr(averages if name in of_scores else metrics, name)
         assert metric.needs in NEEDS
         assert all((metric.title, metric.formula, metric.meaning, metric.differs))
         assert "arXiv:" in metric.source or "doi:" in metric.source
@@ -21,12 +23,13 @@ def test_the_register_is_complete():
         "forgetting",
         "forgetting_first_last",
         "intransigence",
+        "log_loss",
         "pretrained_forgetting",
     }
 
 
 def test_the_score_metrics_are_means_of_the_last_row():
-    for name in ("router_accuracy", "accuracy_given_route"):
+    for name in ("router_accuracy", "accuracy_given_route", *SCORES):
         assert METRICS[name].compute([[1.0, None], [0.5, 0.25]]) == 0.375
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from forgetlab import plugins
 from forgetlab.avalanche_api import MultiTaskModule, stock_plugin
 from forgetlab.batch import Batch
-from forgetlab.fisher import Variant, covered, fisher, layer_wise, per_sample
-from forgetlab.models import MLP, ViT
+from forgetlab.fisher import RULES, Variant, covered, fisher, layer_wise, per_sample
+from forgetlab.models import MLP, Block, ViT
 from forgetlab.network import SharedNetwork
 from forgetlab.seeding import generator
 
@@ -75,6 +75,72 @@ def test_layer_wise_equals_per_sample(make: Callable[..., nn.Module], variant: V
     for name, value in ours.items():  # a bias of the keys moves all of a softmax's inputs alike
         assert (value.max() > 1e-6) == ("attention.k.bias" not in name)
     same(ours, theirs)
+
+
+class Reader(nn.Module):
+    """A transformer over token ids, in which 0 fills up."""
+
+    n_features = 8
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(7, 8, padding_idx=0, **options)
+        self.positions = nn.Embedding(9, 8)
+        self.block = Block(8, heads=2, hidden=12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], device=x.device).expand_as(x)
+        return self.block(self.tokens(x) + self.positions(places)).mean(1)
+
+
+def sentences() -> Batch:
+    """Of tokens that repeat within a sample, padding included, and between samples."""
+    x = torch.tensor([[1, 2, 1, 1, 3], [4, 4, 4, 0, 0], [2, 1, 5, 0, 0]], dtype=torch.int32)
+    y = torch.tensor([0, 2, 3])
+    return Batch(x, y, y // 2)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_tokens_of_a_sample_are_added_before_they_are_squared(variant: Variant) -> None:
+    torch.manual_seed(0)
+    model = network(Reader())
+    assert covered(model)
+    ours = layer_wise(model, sentences(), variant, generator("f"))
+    same(ours, per_sample(model, sentences(), variant, generator("f")))
+    used = ours["backbone.tokens.weight"].sum(1) > 0
+    assert used.tolist() == [False, True, True, True, True, True, False]
+    assert (ours["backbone.positions.weight"].sum(1) > 0).sum() == 5
+
+
+def test_squaring_each_position_of_a_token_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = network(Reader())
+    theirs = per_sample(model, sentences(), "exact", generator())
+
+    def each_position(layer: Any, a: Tensor, g: Tensor) -> dict[str, Tensor]:
+        return {"weight": torch.zeros_like(layer.weight).index_add_(0, a.flatten(), g.flatten(0, 1) ** 2)}
+
+    monkeypatch.setitem(RULES, nn.Embedding, each_position)
+    broken = layer_wise(model, sentences(), "exact", generator())
+    same({**broken, "backbone.tokens.weight": theirs["backbone.tokens.weight"]}, theirs)
+    difference = broken["backbone.tokens.weight"] - theirs["backbone.tokens.weight"]
+    assert difference.norm() > 0.1 * theirs["backbone.tokens.weight"].norm()
+
+
+def test_a_sample_may_be_one_token() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Tanh(), nn.Linear(4, 4)).double().eval()
+    x, y = torch.tensor([3, 1, 3, 0]), torch.tensor([0, 1, 2, 3])
+    batch = Batch(x, y, torch.zeros_like(y))
+    assert covered(model)
+    same(fisher(model, [batch], "exact"), one_by_one(model, batch))
+
+
+def test_an_embedding_that_counts_the_batchs_tokens_goes_through_vmap() -> None:
+    torch.manual_seed(0)
+    model, batch = network(Reader(scale_grad_by_freq=True)), sentences()
+    assert not covered(model)
+    same(fisher(model, parts(batch, 2), "exact"), one_by_one(model, batch))
 
 
 def test_masked_classes_and_frozen_parameters_count_for_nothing() -> None:

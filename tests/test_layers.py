@@ -23,9 +23,9 @@ NUMERIC = {"metrics", "statistics"}
 UNKNOWN_TO_THE_ENGINE = {f"forgetlab.{name}" for name in ("tracking", "report", "cli", "config")}
 LANGUAGE = set(sys.stdlib_module_names) | {"annotated_types", "pydantic", "typing_extensions"}  # and types
 FOR_A_METHOD = {"forgetlab.plugins", "forgetlab.batch", "forgetlab.fisher"}  # and its family's contract
-FOR_A_SCENARIO = {
-    f"forgetlab.{name}" for name in ("plugins", "scenario", "seeding", "streams", "modifiers", "text", "cache", "table")
-}
+OF_STREAMS = ("scenario", "streams", "modifiers", "interop", "pixels")
+OF_DATA = ("text", "table", "columns", "files", "arrays", "images", "hub", "vision", "cache")
+FOR_A_SCENARIO = {f"forgetlab.{name}" for name in ("plugins", "seeding", *OF_STREAMS, *OF_DATA)}
 
 
 def sources(*folders: str) -> list[str]:

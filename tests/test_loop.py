@@ -117,7 +117,7 @@ def test_a_budget_of_epochs_shows_every_sample_once_per_epoch(benchmark: CLScena
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_naive_training_equals_bare_pytorch_to_the_bit(benchmark: CLScenario, optimizer: Any) -> None:
-    momentum = {"momentum": 0.9} if optimizer == "sgd" else {}
+    momentum: dict[str, Any] = {"momentum": 0.9} if optimizer == "sgd" else {}
     train = Train(optimizer=optimizer, lr=0.02, batch_size=BATCH, weight_decay=0.1, **momentum)
     training = loop(train=train, seed=3)
     for experience in benchmark.streams["train"]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from forgetlab import plugins
-from forgetlab.modifiers import blurred, few_shot, long_tailed, mislabelled, repeating, sized, validated
+from forgetlab.modifiers import blurred, evaluated_on, few_shot, long_tailed, mislabelled, repeating, sized, validated
 from forgetlab.plugins import OptionError
 from forgetlab.scenario import Dataset, Samples, Scenario
 from forgetlab.streams import assemble, cut
@@ -116,6 +116,12 @@ def test_sizes_bound_each_task() -> None:
         sized(by_classes(), (7, 8), seed=0)
 
 
+def test_test_samples_can_be_bounded() -> None:
+    scenario = made(evaluated_on(by_classes(), 5, seed=0))
+    assert [len(rows) for rows in numbers(scenario, "test")] == [5, 5, 5]
+    assert numbers(scenario) == numbers(made(by_classes()))
+
+
 def test_classes_come_back_with_samples_that_were_not_there_before() -> None:
     scenario = made(repeating(by_classes(), 0.9, seed=0))
     rows = numbers(scenario)
@@ -206,7 +212,7 @@ def test_what_the_learner_is_told_follows_from_the_choices() -> None:
             "few_shot",
             "tasks of different classes",
         ),
-        ({"few_shot": {"base_classes": 10, "shots": 5}}, "n_tasks", "after the first 10"),
+        ({"few_shot": {"base_classes": 10, "shots": 5}}, "few_shot", "leave none for later tasks"),
         ({"few_shot": {"base_classes": 5, "shots": 5}, "n_tasks": 1}, "n_tasks", "cannot be cut"),
     ],
 )

@@ -22,6 +22,8 @@ from forgetlab.plugins import register
 class LowestEntropy(Router):
     """The task whose own answer is surest: argmin over t of H(softmax f_t(x)) / log C_t (no number in the paper)."""
 
+    needs = frozenset({"boundaries"})
+
     def __init__(self) -> None:
         self.tasks: list[int] = []
 

@@ -21,6 +21,8 @@ from forgetlab.plugins import register
 class UnionOfHeads(Router):
     """The task of the largest logit of all: argmax over t of max over c of f_t(x)_c (no number in the paper)."""
 
+    needs = frozenset({"boundaries"})
+
     def __init__(self) -> None:
         self.tasks: list[int] = []
 

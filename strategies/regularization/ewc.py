@@ -22,6 +22,7 @@ from forgetlab.regularization import Batch, Regularizer, padded, quadratic
 class EWC(Regularizer):
     """strength / 2 * sum_t sum_i F_t,i (theta_i - theta_t,i)^2 (equation 3), F exact over all labels by default."""
 
+    needs = frozenset({"boundaries", "passes"})
     kept: ClassVar[tuple[str, ...]] = ("weight", "centre", "constant")
 
     def __init__(self, strength: NonNegativeFloat = 1e3, fisher: Variant = "exact") -> None:

@@ -22,6 +22,7 @@ from forgetlab.regularization import Batch, Regularizer, padded, quadratic
 class OnlineEWC(Regularizer):
     """strength / 2 * sum_i gamma F~_i (theta_i - theta~_i)^2 (equation 8), with F~ <- gamma F~ + F at a task's end."""
 
+    needs = frozenset({"boundaries", "passes"})
     kept: ClassVar[tuple[str, ...]] = ("fisher", "anchor")  # F~, theta~
 
     def __init__(

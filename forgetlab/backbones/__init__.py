@@ -1,0 +1,1 @@
+"""Pretrained backbones, read from the packages that hold their weights."""

@@ -1,0 +1,47 @@
+"""Scores of one task's test samples beside accuracy, from logits (N, classes) in which what may not compete is MASK."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Score = Callable[[Tensor, Tensor], float | None]
+
+
+def macro_f1(logits: Tensor, y: Tensor) -> float | None:
+    """The mean over the classes that occur of F1, the harmonic mean of precision and recall."""
+    from sklearn.metrics import f1_score
+
+    labels = y.unique().tolist()
+    return float(f1_score(y.cpu(), logits.argmax(1).cpu(), labels=labels, average="macro"))
+
+
+def auroc(logits: Tensor, y: Tensor) -> float | None:
+    """The area under the ROC curve of the higher of two labels; None where the samples do not have two labels."""
+    from sklearn.metrics import roc_auc_score
+
+    labels = y.unique().tolist()
+    if len(labels) != 2:
+        return None
+    low, high = labels
+    return float(roc_auc_score((y == high).cpu(), (logits[:, high] - logits[:, low]).double().cpu()))
+
+
+def log_loss(logits: Tensor, y: Tensor) -> float | None:
+    """The mean of -log p(y|x), in nats, over the classes that may compete."""
+    return F.cross_entropy(logits.double(), y).item()
+
+
+SCORES: dict[str, Score] = {score.__name__: score for score in (macro_f1, auroc, log_loss)}
+
+
+def scored(names: Iterable[str], outputs: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """The named scores of (logits, labels) in batches, without those that are undefined."""
+    logits, labels = zip(*outputs, strict=True)
+    width = max(part.shape[1] for part in logits)
+    whole = torch.cat([F.pad(part, (0, width - part.shape[1]), value=-1e4) for part in logits])
+    values = {name: SCORES[name](whole, torch.cat(labels)) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,40 @@
+"""Your own images: a folder per class, as torchvision's ImageFolder lays them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import PositiveInt
+from torch import Tensor
+
+from forgetlab.files import read_folder
+from forgetlab.images import ENDINGS, Mode, decoded
+from forgetlab.plugins import register
+from forgetlab.scenario import Dataset
+from forgetlab.table import Share, Table, labelled
+
+
+@register("data", "image_folder")
+def image_folder(
+    path: Path,
+    domains: bool = False,  # a folder per domain above those of the classes
+    size: PositiveInt = 32,  # pixels, of a side
+    mode: Mode = "RGB",
+    test_share: Share = 0.2,
+) -> Dataset:
+    """Images path/class/image: x (N, 3 or 1, size, size) bytes, the middle of each, its shorter side made that long.
+
+    With ``domains`` the layout is path/domain/class/image. Above either there may be two folders, train and test; else
+    a share of each class in each domain is for testing, drawn once. Decoded once, and again when a file changes.
+
+    Raises:
+        OptionError: a class's folder without images, or an image that cannot be read, by its name.
+    """
+    train, test = read_folder(path, ENDINGS, domains)
+    parts = labelled(train, test, "class", domain="domain" if domains else None, test_share=test_share)
+    return parts.dataset(_images(parts.train, size, mode), _images(parts.test, size, mode))
+
+
+def _images(table: Table, size: int, mode: Mode) -> Tensor:
+    files: list[Path] = table.rows["file"].tolist()
+    return decoded(table.rows.index.tolist(), lambda i: files[i].read_bytes(), size, mode)
