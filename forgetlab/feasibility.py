@@ -54,7 +54,8 @@ def _sections(experiment: Experiment) -> Iterator[Problem]:
 
 def _backbone(found: list[Problem], experiment: Experiment) -> tuple[nn.Module | None, Tensor]:
     """The backbone and two samples; None where it cannot be made, or no samples for it."""
-    spec, seed = experiment.scenario, experiment.seeds[0]
+    spec = experiment.scenario
+    seed = experiment.seeds[0] if "class_order" in experiment.protocol.seeds_vary else 0
     scenario: Scenario | None = _try(found, ("scenario",), "scenario", spec, lambda: built("scenario", spec, seed=seed))
     unsound = scenario and _try(found, ("scenario",), "scenario", spec, lambda: inspection.problems(scenario))
     if scenario is None or unsound != []:

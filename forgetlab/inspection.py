@@ -57,8 +57,8 @@ def problems(scenario: Scenario) -> list[str]:
     found = [line for lines in forms.values() for line in lines]
     for name, task in tasks.items():
         found += _task_problems(name, task, sizes[name])
-    found += _alone(scenario)
-    return found + list(_row_problems([part for part in parts if not forms[str(part)]]))
+    found += [*_alone(scenario), *_never_learned(scenario)]
+    return found + list(_row_problems([part for part in parts if not forms[str(part)]], scenario.rows_may_repeat))
 
 
 def _named(number: int, task: Task) -> str:
@@ -116,40 +116,35 @@ def _alone(scenario: Scenario) -> Iterator[str]:
         yield "all tasks have the same single class, so nothing is left to tell apart; give the stream two or more"
 
 
-def _row_problems(parts: Sequence[Part]) -> Iterator[str]:
+def _never_learned(scenario: Scenario) -> Iterator[str]:
+    """Classes that are tested before any row of theirs was trained on."""
+    learned: set[int] = set()
+    for i, task in enumerate(scenario.tasks):
+        learned |= set(task.train.y.tolist())
+        if len(task.train.y) and (missing := set(task.test.y.tolist()) - learned):
+            labels = _listed(map(str, sorted(missing)))
+            yield f"{_named(i, task)} tests labels {labels}, of which no row was trained on by then; give it some"
+
+
+def _row_problems(parts: Sequence[Part], may_repeat: bool) -> Iterator[str]:
     """What is found by looking at every row."""
     scans = [_scan(part.samples.x) for part in parts]
     for part, scan in zip(parts, scans, strict=True):
         if scan.broken:
             yield f"{part}: NaN or infinity in {_rows(scan.broken)}; replace these values, or leave the rows out"
     sides = {k: [(p, s.hashes) for p, s in zip(parts, scans, strict=True) if p.kind == k] for k in KINDS}
-    learned = [hashes for _, hashes in sides["training"]]
-    for kind, apart in APART:
+    for kind, apart in () if may_repeat else APART:
         if sides[kind] and sides[apart]:
-            yield from _overlap(sides[kind], Index(*zip(*sides[apart], strict=True)), learned)
+            yield from _overlap(sides[kind], Index(*zip(*sides[apart], strict=True)))
 
 
-def _overlap(parts: Sequence[tuple[Part, Hashes]], index: Index, learned: Sequence[Hashes]) -> Iterator[str]:
-    """Rows that are kept apart as well, where they are more than those that are equal among what is learned.
-
-    Rows of few values (tables, short texts) are equal by chance. In data that were divided at random, the rows that
-    have an equal one among what is tested are fewer than those that have one among what is learned.
-    """
-    hits = [index.hits(hashes) for _, hashes in parts]
-    n_hits = sum(len(rows) for rows, _ in hits)
-    if not n_hits or n_hits <= _repeated(learned):
-        return
-    for (part, _), (rows, places) in zip(parts, hits, strict=True):
-        if twins := index.twins(part, rows, places):
+def _overlap(parts: Sequence[tuple[Part, Hashes]], index: Index) -> Iterator[str]:
+    """Rows that are kept apart as well."""
+    for part, hashes in parts:
+        if twins := index.twins(part, *index.hits(hashes)):
             named = _listed((f"row {row} is row {other} of {task}" for row, other, task in twins), "; ")
-            yield f"{part}: {_count(twins)} also {index.parts[0].kind} data ({named}); keep each on one side alone"
-
-
-def _repeated(hashes: Sequence[Hashes]) -> int:
-    """How many rows have an equal one; a part that is another's copy is left out."""
-    distinct = {np.sort(part).tobytes(): part for part in hashes}
-    counts = np.unique(np.concatenate([*distinct.values()]), return_counts=True)[1]
-    return int(counts[counts > 1].sum())
+            where = f"{part}: {_count(twins)} also {index.parts[0].kind} data ({named})"
+            yield f"{where}; keep each on one side, or say 'rows_may_repeat: true' where different things look the same"
 
 
 def _scan(x: Tensor) -> Scan:

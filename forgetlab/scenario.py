@@ -45,6 +45,7 @@ class Dataset:
     domains: tuple[Tensor, Tensor] | None = None  # (N,) of the training rows and (M,) of the test rows
     tokenizer: str | None = None  # text: whose ids x holds
     scores: tuple[str, ...] = ()  # what to look at beside accuracy: names in `forgetlab.scores`
+    rows_may_repeat: bool = False  # whether what happened twice may look the same, as in a table of few values
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Scenario:
     one_pass: bool = False  # online: every sample passes by once
     tokenizer: str | None = None
     scores: tuple[str, ...] = ()
+    rows_may_repeat: bool = False
 
     @property
     def n_classes(self) -> int:

@@ -152,7 +152,7 @@ def even_sizes(n: int, n_tasks: int, what: str = "classes") -> list[int]:
     return [n // n_tasks + (i < n % n_tasks) for i in range(n_tasks)]
 
 
-def assemble(data: Dataset, cut: Cut, setting: Setting, **told: bool) -> Scenario:
+def assemble(data: Dataset, cut: Cut, setting: Setting, *, rows_may_repeat: bool = False, **told: bool) -> Scenario:
     """Fetch the samples; ``told`` are fields of `Scenario`."""
     return Scenario(
         tuple(_task(data, draft, cut.changes) for draft in cut.drafts),
@@ -161,6 +161,7 @@ def assemble(data: Dataset, cut: Cut, setting: Setting, **told: bool) -> Scenari
         held_back=None if cut.held_back is None else _task(data, cut.held_back, None),
         tokenizer=data.tokenizer,
         scores=data.scores,
+        rows_may_repeat=rows_may_repeat or data.rows_may_repeat,
         **told,
     )
 

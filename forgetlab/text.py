@@ -66,9 +66,11 @@ def as_dataset(
     if not 3 <= max_length <= POSITIONS:
         raise OptionError(f"MiniLM reads 3 to {POSITIONS} tokens, [CLS] and [SEP] included", "max_length")
     read = token_ids if form == "ids" else features
+    if lower_case_letters:
+        train, test = (part._replace(texts=[letters(text) for text in part.texts]) for part in (train, test))
     samples, domains = [], []
-    for part in (train, test):
-        texts = [letters(text) for text in part.texts] if lower_case_letters else part.texts
+    for part in (train, not_cut_alike(train, test, max_length)):
+        texts = part.texts
         samples.append(Samples(read(texts, max_length), torch.tensor(part.labels, dtype=torch.int64)))
         domains.append(None if part.domains is None else torch.tensor(part.domains, dtype=torch.int64))
     told = None if domains[0] is None or domains[1] is None else (domains[0], domains[1])
@@ -103,8 +105,25 @@ def _unseen(part: Texts, seen: set[str]) -> Texts:
         if key and key not in seen:
             seen.add(key)
             rows.append(row)
+    return _rows(part, rows)
+
+
+def _rows(part: Texts, rows: Sequence[int]) -> Texts:
     domains = None if part.domains is None else [part.domains[row] for row in rows]
     return Texts([part.texts[row] for row in rows], [part.labels[row] for row in rows], domains)
+
+
+def not_cut_alike(train: Texts, test: Texts, max_length: int) -> Texts:
+    """Without the test texts that are another text's beginning: they look like a training text once both are cut."""
+    known: dict[bytes, set[str]] = {}
+    for text, ids in zip(train.texts, token_ids(train.texts, max_length).numpy(), strict=True):
+        known.setdefault(ids.tobytes(), set()).add(text)
+    rows = [
+        row
+        for row, ids in enumerate(token_ids(test.texts, max_length).numpy())
+        if test.texts[row] in known.get(ids.tobytes(), {test.texts[row]})
+    ]
+    return _rows(test, rows)
 
 
 def token_ids(texts: Sequence[str], max_length: int) -> Tensor:

@@ -34,6 +34,7 @@ def stream(
     blurry: Share = 0.0,
     label_noise: Share = 0.0,
     validation: Share = 0.0,
+    rows_may_repeat: bool = False,  # in training and test data, where different things may look the same
     online: bool = False,  # every sample passes by once
     boundaries: bool | None = None,  # whether the learner is told where a task ends; by default where none is blurred
 ) -> Scenario:
@@ -55,5 +56,5 @@ def stream(
         label_noise=label_noise,
         validation=validation,
     )
-    known = not blurry if boundaries is None else boundaries
-    return assemble(source, tasks, setting, boundaries_known=known, one_pass=online)
+    told = {"boundaries_known": not blurry if boundaries is None else boundaries, "one_pass": online}
+    return assemble(source, tasks, setting, rows_may_repeat=rows_may_repeat, **told)

@@ -129,3 +129,11 @@ def test_long_work_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(text, "QUIET_S", -1)
     token_ids(SENTENCES, 9)
     assert "4 of 5 texts cut into tokens\n" in capsys.readouterr().err
+
+
+def test_test_texts_that_only_differ_beyond_the_cut_are_left_out() -> None:
+    train = Texts(["one two three four", "five six"], [0, 1])
+    test = Texts(["one two three other", "five six", "one two seven"], [0, 1, 0])
+    cut = as_dataset(train, test, ("a", "b"), max_length=5)
+    assert cut.test.y.tolist() == [1, 0], "the first looks like a training text; an equal text is for the user to judge"
+    assert len(as_dataset(train, test, ("a", "b"), max_length=8).test.y) == 3

@@ -16,7 +16,7 @@ from forgetlab.text import Form, Texts, as_dataset, distinct, packaged
 
 @register("data", "bbc_news")
 def bbc_news(form: Form = "ids", max_length: PositiveInt = 64, lower_case_letters: bool = False) -> Dataset:
-    """1,698 news articles to train on and 424 to test on: business, entertainment, politics, sports, tech.
+    """1,698 news articles to train on and 420 to test on: business, entertainment, politics, sports, tech.
 
     Left out: repeated articles.
     """

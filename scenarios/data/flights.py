@@ -42,7 +42,7 @@ def flights(
     train, test = Table("flights", rows[~is_test]), Table("flights", rows[is_test])
     parts = labelled(train, test, "late", domain=domain, class_names=("on time", "late"))
     data = numbers(parts, [x for x in FEATURES if x != domain], statistics="first_domain", max_categories=200)
-    return replace(data, scores=("auroc", "log_loss"))
+    return replace(data, scores=("auroc", "log_loss"), rows_may_repeat=True)
 
 
 def _prepared(rows: Any) -> Any:

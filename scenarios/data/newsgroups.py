@@ -15,7 +15,7 @@ from forgetlab.text import Form, Texts, as_dataset, distinct, packaged
 
 @register("data", "newsgroups")
 def newsgroups(form: Form = "ids", max_length: PositiveInt = 64, lower_case_letters: bool = False) -> Dataset:
-    """11,273 posts to train on and 7,514 to test on: 20 groups; the domain is the branch (alt, comp, misc, ...).
+    """11,273 posts to train on and 7,468 to test on: 20 groups; the domain is the branch (alt, comp, misc, ...).
 
     Left out: repeated posts, and test posts that are in the training data too.
     """

@@ -15,7 +15,7 @@ from forgetlab.text import Form, Texts, as_dataset, distinct, packaged
 
 @register("data", "reuters_r8")
 def reuters_r8(form: Form = "ids", max_length: PositiveInt = 64, lower_case_letters: bool = False) -> Dataset:
-    """5,423 news stories to train on and 2,172 to test on: 8 topics, of very different sizes.
+    """5,423 news stories to train on and 2,168 to test on: 8 topics, of very different sizes.
 
     Left out: repeated stories, and test stories that are in the training data too.
     """
@@ -24,7 +24,7 @@ def reuters_r8(form: Form = "ids", max_length: PositiveInt = 64, lower_case_lett
 
 @register("data", "reuters_r52")
 def reuters_r52(form: Form = "ids", max_length: PositiveInt = 64, lower_case_letters: bool = False) -> Dataset:
-    """6,450 news stories to train on and 2,547 to test on: 52 topics, some of them with one story to test on.
+    """6,450 news stories to train on and 2,541 to test on: 52 topics, some of them with one story to test on.
 
     Left out: repeated stories, test stories that are in the training data too, and a row without a topic.
     """
