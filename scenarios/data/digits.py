@@ -1,6 +1,7 @@
 """Digits: Alpaydin & Kaynak 1998, Optical Recognition of Handwritten Digits, https://doi.org/10.24432/C50P49.
 
-The copy inside scikit-learn (BSD-3). A quarter of every class is held out as the test set, the same for every seed.
+The copy inside scikit-learn. A quarter of every class is held out as the test set, the same for every seed.
+Licence: CC BY 4.0 (the data), BSD-3 (scikit-learn).
 """
 
 from __future__ import annotations

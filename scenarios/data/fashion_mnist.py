@@ -1,7 +1,8 @@
-"""Fashion-MNIST: Xiao, Rasul & Vollgraf 2017, https://arxiv.org/abs/1708.07747 (MIT licence).
+"""Fashion-MNIST: Xiao, Rasul & Vollgraf 2017, https://arxiv.org/abs/1708.07747.
 
 Read from the four .gz files of the original, as Debian's package dataset-fashion-mnist installs them, or as they lie
 in the folder that the environment variable FORGETLAB_DATA names, under fashion-mnist/.
+Licence: MIT.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Flights from New York City in 2013: Wickham 2014, https://github.com/tidyverse/nycflights13 (CC0; a package)."""
+"""Flights from New York City in 2013: Wickham 2014, https://github.com/tidyverse/nycflights13. Licence: CC0."""
 
 from __future__ import annotations
 

