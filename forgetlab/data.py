@@ -233,7 +233,10 @@ def to_benchmark(scenario: Scenario, device: torch.device | str = "cpu", told: b
     Test samples carry their task only where it is told, by default where the setting tells it; elsewhere UNKNOWN.
     """
     told = scenario.task_known_at_test if told is None else told
-    train = [TensorTask.of(task.train, i, device) for i, task in enumerate(scenario.tasks)]
+    train = [
+        TensorTask.of(task.train, i if scenario.boundaries_known else UNKNOWN, device)
+        for i, task in enumerate(scenario.tasks)
+    ]
     test = [TensorTask.of(task.test, i if told else UNKNOWN, device) for i, task in enumerate(scenario.tasks)]
     return with_classes_timeline(with_task_labels(benchmark_from_datasets(train=train, test=test)))
 

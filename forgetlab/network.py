@@ -199,4 +199,6 @@ def classes_by_task(experience: Any) -> dict[int, list[int]]:
     if columns is None:
         return {experience.current_experience: sorted(experience.classes_in_this_experience)}
     _, labels, tasks = columns
+    if bool((tasks == UNKNOWN).all()):  # a stream that does not tell: what is at hand goes by its place
+        return {experience.current_experience: labels.unique().tolist()}
     return {task: labels[tasks == task].unique().tolist() for task in tasks.unique().tolist()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from forgetlab import checks, plugins
 from forgetlab.checks import common, isolation, memory, regularizer, rehearsal, router
+from forgetlab.checks import scenario as scenario_checks
 from forgetlab.isolation import Isolation, Router, Site
 from forgetlab.plugins import Plugin
 from forgetlab.regularization import Regularizer
 from forgetlab.replay import MASK, Memory, Rehearsal
+from forgetlab.scenario import Samples, Scenario, Task
 
 EVERYTHING = [
     pytest.param(plugins.find(kind, name), check, id=f"{kind}-{name}-{check.__name__}")
@@ -350,6 +353,62 @@ def test_a_router_that_votes_by_batch_is_found() -> None:
         router.routes_each_sample_for_itself(planted("router", MajorityVote))
     with pytest.raises(AssertionError, match="mixed up"):
         router.finds_separated_tasks(planted("router", MajorityVote))
+
+
+def small_stream(seed: int) -> Scenario:
+    x = torch.rand(40, 3, generator=torch.Generator().manual_seed(seed))
+    y = torch.arange(40) % 4
+    parts = [(y // 2 == i).nonzero().squeeze(1) for i in (0, 1)]
+    halves = [(rows[: len(rows) // 2], rows[len(rows) // 2 :]) for rows in parts]
+    tasks = [
+        Task(f"t{i}", Samples(x[a], y[a]), Samples(x[b], y[b]), (2 * i, 2 * i + 1)) for i, (a, b) in enumerate(halves)
+    ]
+    return Scenario(tuple(tasks), tuple("abcd"), task_known_at_test=True)
+
+
+def draws_globally(seed: int) -> Scenario:
+    stream = small_stream(seed)
+    first = replace(stream.tasks[0], train=Samples(torch.rand(10, 3), stream.tasks[0].train.y))
+    return replace(stream, tasks=(first, *stream.tasks[1:]))
+
+
+def trains_on_a_test_row(seed: int) -> Scenario:
+    stream = small_stream(seed)
+    x = stream.tasks[0].train.x.clone()
+    x[3] = stream.tasks[1].test.x[2]
+    return replace(stream, tasks=(replace(stream.tasks[0], train=Samples(x, stream.tasks[0].train.y)), stream.tasks[1]))
+
+
+def tells_at_test_alone(seed: int) -> Scenario:
+    return replace(small_stream(seed), boundaries_known=False)
+
+
+@pytest.mark.parametrize("check", scenario_checks.ABOUT)
+def test_a_good_stream_passes(check: Callable[[scenario_checks.Build], None]) -> None:
+    check(small_stream)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "message"),
+    [
+        (draws_globally, scenario_checks.same_seed_same_stream, "the same seed gives another stream"),
+        (trains_on_a_test_row, scenario_checks.is_sound, r"row 3 is row 2 of task 1"),
+        (tells_at_test_alone, scenario_checks.tells_what_it_promises, "told at test but not in training"),
+    ],
+)
+def test_a_broken_stream_is_found(
+    broken: scenario_checks.Build, check: Callable[[scenario_checks.Build], None], message: str
+) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check(broken)
+
+
+def test_samples_that_carry_what_is_not_told_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from forgetlab.data import to_benchmark
+
+    monkeypatch.setattr(scenario_checks, "to_benchmark", lambda scenario: to_benchmark(scenario, told=True))
+    with pytest.raises(AssertionError, match="the test samples of task 0 carry"):
+        scenario_checks.tells_what_it_promises(lambda seed: replace(small_stream(seed), task_known_at_test=False))
 
 
 def planted(kind: str, factory: type) -> Plugin:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from forgetlab import plugins
+from forgetlab.checks.scenario import ABOUT
 from forgetlab.modifiers import blurred, evaluated_on, few_shot, long_tailed, mislabelled, repeating, sized, validated
 from forgetlab.plugins import OptionError
 from forgetlab.scenario import Dataset, Samples, Scenario
@@ -172,7 +173,15 @@ MODIFIED: list[dict[str, Any]] = [
     {"validation": 0.2},
     {"setting": "data-incremental"},
     {"setting": "domain-incremental", "transform": "permutation"},
+    {"setting": "task-incremental", "online": True},
+    {"blurry": 0.2, "repetition": 0.2, "online": True},
 ]
+
+
+@pytest.mark.parametrize("options", MODIFIED, ids=lambda options: " ".join(options))
+@pytest.mark.parametrize("check", ABOUT)
+def test_every_choice_keeps_the_promises_of_a_scenario(check: Any, options: dict[str, Any]) -> None:
+    check(lambda seed: plugins.build("scenario", "stream", {"data": "digits", **options}, seed=seed))
 
 
 @pytest.mark.parametrize("options", MODIFIED, ids=lambda options: " ".join(options))

