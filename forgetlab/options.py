@@ -119,6 +119,9 @@ def type_name(annotation: Any) -> str:
         return " | ".join(map(repr, inside))
     if origin in (Union, UnionType):
         return " | ".join(map(type_name, inside))
+    if isinstance(annotation, type) and origin is None and issubclass(annotation, BaseModel):
+        keys = annotation.model_fields.items()
+        return "{" + ", ".join(f"{key}: {type_name(f.annotation)}{_limits(f.metadata)}" for key, f in keys) + "}"
     if origin is not None:
         return f"{origin.__name__}[{', '.join(map(type_name, inside))}]"
     names = {type(None): "None", ...: "..."}

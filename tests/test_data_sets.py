@@ -118,4 +118,4 @@ OWN = ("arrays", "hugging_face", "image_folder", "joined", "table", "text_files"
 @pytest.mark.parametrize("name", sorted(set(plugins.available("data")) - set(OWN)))
 def test_every_data_set_tells_its_licence(name: str) -> None:
     result = CliRunner().invoke(main, ["show", "data", name])
-    assert "Licence: " in result.output and "https://" in result.output
+    assert "Licence: " in result.output

@@ -103,6 +103,7 @@ def test_a_machine_without_transformers_can_import_it(monkeypatch: pytest.Monkey
     """Discovery imports every file, so the libraries are imported when a model is made."""
     for library in ("transformers", "tokenizers"):
         monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))  # what is registered here is forgotten again
     runpy.run_path(str(Path(text.__file__)))
     assert "MiniLM" in runpy.run_path(str(Path(minilm.__file__)))
     with pytest.raises(ModuleNotFoundError, match="transformers"):

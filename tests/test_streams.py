@@ -229,3 +229,9 @@ def test_choices_without_a_meaning_are_refused(options: dict[str, Any], option: 
     with pytest.raises(OptionError, match=message) as refused:
         stream(**options)
     assert refused.value.option == option
+
+
+def test_show_tells_nested_keys_and_what_names_other_plugins() -> None:
+    told = {p.name: p.type for p in plugins.parameters(plugins.find("scenario", "stream"))}
+    assert told["few_shot"] == "{base_classes: int > 0, shots: int > 0} | None"
+    assert told["data"] == "data by name, or {name: ..., its options}"
