@@ -174,7 +174,7 @@ def _try(
     try:
         return action()
     except OptionError as error:
-        found.append(((*place, error.option) if error.option else place, str(error)))
+        found.append(((*place, *error.keys), str(error)))
     except Exception as error:  # a plug-in's own mistake: its author needs the reason and the line
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         found.append((place, f"{what}{reason}{_line(error, kind, spec)}"))

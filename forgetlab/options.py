@@ -15,11 +15,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 
 class OptionError(ValueError):
-    """An option's value cannot work; a plug-in may raise it with the option's name to say where."""
+    """An option's value cannot work; a plug-in may raise it with the option's name to say where.
+
+    A dot leads into an option that names another plug-in: ``data.label``, ``parts.0``.
+    """
 
     def __init__(self, message: str, option: str | None = None) -> None:
         super().__init__(message)
         self.option = option
+
+    @property
+    def keys(self) -> tuple[str | int, ...]:
+        """The way to the place, from the plug-in's own options on."""
+        return tuple(int(key) if key.isdigit() else key for key in self.option.split(".")) if self.option else ()
 
 
 class OptionsError(ValueError):

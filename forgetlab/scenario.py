@@ -125,11 +125,17 @@ class Scenario:
         return digest.hexdigest()
 
 
-def dataset(spec: str | Mapping[str, Any]) -> Dataset:
-    """A data set by its registered name, or by {"name": its name, option: value, ...}."""
-    if isinstance(spec, str):
-        return plugins.build("data", spec)
-    return plugins.build("data", spec["name"], {key: value for key, value in spec.items() if key != "name"})
+def dataset(spec: str | Mapping[str, Any], option: str | None = None) -> Dataset:
+    """A data set by its registered name, or by {"name": its name, option: value, ...}.
+
+    Raises:
+        OptionError: what it was given cannot work; where the spec stands in an ``option``, that leads to the place.
+    """
+    named = {"name": spec} if isinstance(spec, str) else spec
+    try:
+        return plugins.build("data", named["name"], {key: value for key, value in named.items() if key != "name"})
+    except OptionError as error:
+        raise OptionError(str(error), ".".join(filter(None, [option, error.option])) or None) from error
 
 
 def as_input(x: Tensor) -> Tensor:

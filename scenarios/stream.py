@@ -39,7 +39,7 @@ def stream(
     boundaries: bool | None = None,  # whether the learner is told where a task ends; by default where none is blurred
 ) -> Scenario:
     """Tasks cut from a data set by class, domain, chunk or transform, with any of the settings on top."""
-    source = dataset(data)
+    source = dataset(data, "data")
     refuse_beside_told_tasks(setting, blurry=blurry, repetition=repetition, boundaries=boundaries is False)
     base = few_shot and few_shot.base_classes
     orders = {"class_order": class_order, "task_order": task_order}

@@ -221,3 +221,13 @@ def test_the_global_generator_is_left_as_it_was(tmp_path: Path) -> None:
     torch.manual_seed(3)
     assert told(tmp_path, BEGIN + LORA.replace("attn.q, ", "")) == []
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_what_is_wrong_with_nested_data_is_told_where_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "birds.csv").write_text("species,year,beak\nowl,1,2.0\nwren,1,3.0\n")
+    path = tmp_path / "scenario.yaml"
+    data = "{name: table, path: birds.csv, label: specis}"
+    path.write_text(f"name: x\nmodel: mlp\nscenario:\n  name: stream\n  data: {data}\n")
+    with pytest.raises(FileErrors) as refused:
+        config.load(path)
+    assert "scenario.yaml:5:47: birds.csv has no column 'specis'; did you mean 'species'?" in str(refused.value)

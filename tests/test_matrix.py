@@ -73,7 +73,7 @@ def carried_out(setting: str, data: str, folder: Path, monkeypatch: pytest.Monke
         "scenario": {"name": "stream", "data": data, **few, **n_tasks, **options},
         "model": {"name": "minilm", "layers": 1} if data in TEXT else {"name": "mlp", "hidden": [16]},
         "protocol": UNTOLD if "blurry" in options else {},
-        "train": {"batch_size": 12},
+        "train": {"batch_size": 24},
         "references": ["naive"],
         "strategies": [{"replay": {"memory": "reservoir", "capacity": 20}}],
         "device": "cpu",
@@ -111,7 +111,7 @@ def _read(name: str) -> Dataset:
     return dataset(name)
 
 
-def read(spec: Any) -> Dataset:
+def read(spec: Any, option: str | None = None) -> Dataset:
     """A data set with its options at their defaults, read once."""
     return _read(spec if isinstance(spec, str) else spec["name"])
 
