@@ -70,7 +70,7 @@ def carried_out(setting: str, data: str, folder: Path, monkeypatch: pytest.Monke
     few = {"samples_per_task": 48, "test_samples_per_task": 12}
     document = {
         "name": "cell",
-        "scenario": {"name": "stream", "data": data, **few, **n_tasks, **options},
+        "scenario": {"name": "stream", "data": spec(data), **few, **n_tasks, **options},
         "model": {"name": "minilm", "layers": 1} if data in TEXT else {"name": "mlp", "hidden": [16]},
         "protocol": UNTOLD if "blurry" in options else {},
         "train": {"batch_size": 24},
@@ -106,14 +106,18 @@ def learned(experiment: Experiment) -> None:
         assert result.finished and None not in result.accuracy[-1]
 
 
+def spec(data: str) -> dict[str, Any]:
+    return {"name": data, "max_length": 24} if data in TEXT else {"name": data}
+
+
 @cache
 def _read(name: str) -> Dataset:
-    return dataset(name)
+    return dataset(spec(name))
 
 
-def read(spec: Any, option: str | None = None) -> Dataset:
-    """A data set with its options at their defaults, read once."""
-    return _read(spec if isinstance(spec, str) else spec["name"])
+def read(given: Any, option: str | None = None) -> Dataset:
+    """A data set, read once."""
+    return _read(given if isinstance(given, str) else given["name"])
 
 
 def matrix() -> tuple[dict[str, dict[str, str]], dict[str, str]]:
