@@ -157,12 +157,12 @@ def problems(error: ValidationError, keys: Iterable[str]) -> list[tuple[tuple[st
     """pydantic's errors in our words: an unknown key comes with the nearest valid one."""
     found: list[tuple[tuple[str | int, ...], str]] = []
     for item in error.errors(include_url=False):
-        path = tuple(item["loc"])
+        path = tuple(key for key in item["loc"] if "[" not in str(key))  # such a key names a branch of a union
         name = next((key for key in reversed(path) if isinstance(key, str)), "")  # of a list's item: the list's
         if item["type"] == "extra_forbidden":
             valid = list(keys)
             hint = suggestion(name, valid) or f"; valid keys: {', '.join(valid) or 'none'}"
-            found.append((path, f"unknown key {name!r}{hint}"))
+            found.append((path, f"unknown key {name!r}{hint}" if len(path) == 1 else f"unknown key {name!r}"))
         elif item["type"] == "missing":
             found.append((path, f"{name!r} is missing"))
         else:

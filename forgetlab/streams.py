@@ -91,12 +91,16 @@ def _suggested(data: Dataset, setting: Setting, transform: Spec | None) -> By:
 
 
 def _refuse_meaningless(data: Dataset, setting: Setting, by: By, transform: Spec | None) -> None:
-    if (by == "chunk") != (setting == "data-incremental"):
-        raise OptionError(f"'setting: data-incremental' goes with 'by: chunk', not {setting} with {by}", "by")
+    _refuse_chunks(setting, by)
     if (by == "transform") != (transform is not None):
         raise OptionError(f"'by: transform' and a 'transform' go together, not 'by: {by}'", "by")
     if by == "domain" and data.domains is None:
         raise OptionError("the data set does not tell what its rows come from, so there are no domains", "by")
+
+
+def _refuse_chunks(setting: Setting, by: By) -> None:
+    if (by == "chunk") != (setting == "data-incremental"):
+        raise OptionError(f"'setting: data-incremental' goes with 'by: chunk', not {setting} with {by}", "by")
 
 
 def _changes(transform: Spec, n_tasks: int, seed: int) -> Changes:
@@ -170,16 +174,18 @@ def split(data: Dataset, *, setting: Setting, n_tasks: int, seed: int, held_back
     """Tasks of different classes, as evenly as they divide; the seed draws the order of the classes.
 
     Raises:
-        OptionError: there are fewer classes than tasks, or a domain-incremental cut is uneven.
+        OptionError: there are fewer classes than tasks, a domain-incremental cut is uneven, or chunks are asked for.
     """
-    order = ordered(data.class_names, "drawn", seed, "class_order")
-    what = f"classes ({held_back} of {len(order)} are held back)" if held_back else "classes"
-    sizes = even_sizes(len(order) - held_back, n_tasks, what)
-    return assemble(data, by_class(data, setting, order, sizes, held_back), setting)
+    return assemble(data, cut(data, seed, setting, "class", n_tasks, held_back=held_back), setting)
 
 
 def domains(data: Dataset, changes: Changes, setting: Setting) -> Scenario:
-    """The same data in every task, changed in a way of its own; a name and a function (N, ...) -> (N, ...) each."""
+    """The same data in every task, changed in a way of its own; a name and a function (N, ...) -> (N, ...) each.
+
+    Raises:
+        OptionError: chunks are asked for.
+    """
+    _refuse_chunks(setting, "transform")
     return assemble(data, by_transform(data, setting, changes), setting)
 
 

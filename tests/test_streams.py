@@ -235,3 +235,9 @@ def test_show_tells_nested_keys_and_what_names_other_plugins() -> None:
     told = {p.name: p.type for p in plugins.parameters(plugins.find("scenario", "stream"))}
     assert told["few_shot"] == "{base_classes: int > 0, shots: int > 0} | None"
     assert told["data"] == "data by name, or {name: ..., its options}"
+
+
+@pytest.mark.parametrize("name", ["split_digits", "permuted_fashion_mnist"])
+def test_a_benchmark_of_classes_or_domains_has_no_chunks(name: str) -> None:
+    with pytest.raises(OptionError, match="data-incremental' goes with 'by: chunk'"):
+        plugins.build("scenario", name, {"setting": "data-incremental"}, seed=0)
