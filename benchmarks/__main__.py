@@ -14,6 +14,8 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read once, when torch is first imported
 
+from benchmarks import encoder_rows
+from benchmarks.encoder_rows import TextWork, newsgroups
 from benchmarks.measure import Comparison
 from benchmarks.rows import Work, comparisons
 from forgetlab.plugins import build
@@ -32,7 +34,9 @@ def main() -> int:
     except FileNotFoundError as error:
         print(error, file=sys.stderr)
         return 1
-    rows = list(shown(comparisons(Work("Split Fashion-MNIST 5x2, class-incremental", scenario))))
+    images = comparisons(Work("Split Fashion-MNIST 5x2, class-incremental", scenario))
+    texts = encoder_rows.comparisons(TextWork("20 Newsgroups", newsgroups(n=512, tokens=32)))
+    rows = list(shown([*images, *texts]))
     LATEST.write_text(json.dumps([{**row, "measured": machine()} for row in rows], indent=2) + "\n", encoding="utf-8")
     return 0
 

@@ -32,8 +32,11 @@ def run(hidden: int, batch_size: int, strategy: Strategy) -> Run:
 
 
 def learner(scenario: Scenario, hidden: int, batch_size: int, **strategy: Any) -> Sequential:
-    """Made ready for the first task."""
-    description = run(hidden, batch_size, Strategy(name="ours", **strategy))
+    return prepared(run(hidden, batch_size, Strategy(name="ours", **strategy)), scenario)
+
+
+def prepared(description: Run, scenario: Scenario) -> Sequential:
+    """A learner, made ready for the first task."""
     made = engine.make_learner(description)
     assert isinstance(made, Sequential)
     device = torch.device("cpu")

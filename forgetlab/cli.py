@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -16,8 +15,7 @@ from forgetlab import __version__
 
 if TYPE_CHECKING:
     from forgetlab.description import Experiment
-    from forgetlab.report import Finished
-    from forgetlab.store import RunFolder, Store
+    from forgetlab.store import RunFolder
 
 FILE = click.Path(path_type=Path)
 RUNS = click.option(
@@ -53,6 +51,7 @@ def _run(experiment: Experiment, runs: Path, fresh: bool, tracked: bool) -> int:
     from forgetlab.config import resolved
     from forgetlab.progress import Progress, say
     from forgetlab.session import carry_out
+    from forgetlab.shelf import finished, print_table
     from forgetlab.store import Store
 
     text = resolved(experiment)
@@ -65,7 +64,7 @@ def _run(experiment: Experiment, runs: Path, fresh: bool, tracked: bool) -> int:
 
     with Progress(experiment, Console(stderr=True)) as progress:
         carry_out(experiment, Store(runs), fresh=fresh, report=progress, after_strategy=after_strategy)
-    _print_table(_finished(done), experiment.name)
+    print_table(finished(done), experiment.name)
     say(f"Run folders: {runs / experiment.name}")
     if tracked:
         uri = experiment.tracking.uri
@@ -147,30 +146,16 @@ def list_(kind: str | None) -> None:
 @click.argument("name")
 def show(kind: str, name: str) -> None:
     """Show what NAME of a KIND is: its docstring, paper, and parameters with types and defaults."""
-    from forgetlab import plugins, stock
+    from forgetlab import plugins, shelf, stock
     from forgetlab.definitions import describe
 
     tellers = {"metric": describe, "avalanche": stock.describe}
     if kind not in (kinds := [*plugins.KINDS, *tellers]):
         _fail(f"no kind {kind!r}{plugins.suggestion(kind, kinds)}; kinds: {', '.join(kinds)}")
     try:
-        click.echo(tellers[kind](name) if kind in tellers else _plugin_text(plugins.find(kind, name)))
+        click.echo(tellers[kind](name) if kind in tellers else shelf.plugin_text(plugins.find(kind, name)))
     except LookupError as error:
         _fail(str(error.args[0]))
-
-
-def _plugin_text(plugin: Any) -> str:
-    from forgetlab import plugins
-
-    module = inspect.getmodule(plugin.factory)
-    title = f"{plugin.kind} {plugin.name}: {plugins.KINDS[plugin.kind].meaning}"
-    texts = [title, inspect.getdoc(plugin.factory), inspect.getdoc(module)]
-    lines = [
-        f"  {p.name}: {p.type} ({'required' if p.required else f'default {p.default!r}'})"
-        for p in plugins.parameters(plugin)
-    ]
-    texts.append("\n".join(["Parameters:", *lines]) if lines else "No parameters.")
-    return "\n\n".join(text for text in texts if text)
 
 
 @main.command()
@@ -179,6 +164,7 @@ def _plugin_text(plugin: Any) -> str:
 @RUNS
 def compare(names: Sequence[str], markdown: bool, runs: Path) -> None:
     """Print the table of experiments NAMES (default: all) again, from their run folders."""
+    from forgetlab import shelf
     from forgetlab.plugins import suggestion
     from forgetlab.store import Store
 
@@ -190,26 +176,72 @@ def compare(names: Sequence[str], markdown: bool, runs: Path) -> None:
             hint = suggestion(name, found) or f"; there are: {', '.join(found)}"
             _fail(f"no experiment {name!r} under {runs}{hint}")
     for name in names or found:
-        _compare(Store(runs), name, found[name], markdown)
+        shelf.compare(Store(runs), name, found[name], markdown)
 
 
-def _compare(store: Store, name: str, description: dict[str, Any], markdown: bool) -> None:
-    """The table of what was run last under a name; what else is in its folder had other settings."""
-    from forgetlab.description import Experiment
+@main.command()
+@click.argument("run", type=FILE)
+@click.option(
+    "--merged", type=(int, FILE), metavar="TASK FILE", help="Write the backbone with that task's change in it."
+)
+@click.option(
+    "--peft", type=(int, FILE), metavar="TASK FOLDER", help="Write that task's LoRA as Hugging Face's peft does."
+)
+@RUNS
+def modules(run: Path, merged: tuple[int, Path] | None, peft: tuple[int, Path] | None, runs: Path) -> None:
+    """List what RUN keeps of each task, or write one task's module for other programs.
+
+    RUN is a run's folder, or NAME/STRATEGY[/seed-N] below the folder of all runs.
+    """
+    from forgetlab import modules, peft_format, shelf
+    from forgetlab.plugins import OptionError, PluginError
     from forgetlab.progress import say
 
-    runs = Experiment.model_validate(description).runs()
-    plain = [run.model_dump(mode="json", exclude_none=True) for run in runs]
-    folders = [store.folder(name, run.strategy.name, run.seed) for run in runs]
-    finished = _finished([folder for folder, one in zip(folders, plain, strict=True) if folder.holds(one)])
-    if finished and markdown:
-        from forgetlab import report
+    try:
+        folder = modules.run_folder(run, runs)
+        if merged is not None:
+            gap = modules.write_merged(folder, *merged)
+            say(f"Merged: {merged[1]}; its answers to the task's test samples differ by {gap:.1g} at most")
+        if peft is not None:
+            peft_format.export(folder, *peft)
+            say(f"In peft's format: {peft[1]}; the head is beside it, in {peft_format.HEAD}")
+        if merged is peft is None:
+            shelf.print_modules(folder)
+    except (modules.ModulesError, OptionError, PluginError, OSError) as error:
+        _fail(str(error))
 
-        click.echo(report.markdown(report.summarise(finished), name))
-    elif finished:
-        _print_table(finished, name)
-    if len(finished) < len(runs):
-        say(f"{name}: {len(finished)} of {len(runs)} runs are finished; 'forgetlab run' of its file goes on")
+
+@main.command()
+@click.argument("kind", type=click.Choice(("isolation", "router", "memory", "regularizer")))
+@click.argument("name")
+@click.option("--folder", type=FILE, default=Path(), help="Where the two files go.  [default: here]")
+def new(kind: str, name: str, folder: Path) -> None:
+    """Write a plug-in of a KIND to start from: NAME.py, which works as it is, and its test."""
+    from forgetlab import scaffold
+
+    try:
+        click.echo("\n".join(scaffold.advice(kind, name, scaffold.new(kind, name, folder))))
+    except (scaffold.Refused, OSError) as error:
+        _fail(str(error))
+
+
+@main.command()
+@click.argument("file", type=FILE)
+@click.option("--name", help="Check this one alone of what the file registers.")
+def check_module(file: Path, name: str | None) -> None:
+    """Check that what FILE registers keeps the promises of its kind. This runs the code in FILE.
+
+    It ends with 0 where all promises are kept, 1 where one is broken, and 2 where the file cannot be used.
+    """
+    from rich.console import Console
+
+    from forgetlab import scaffold
+    from forgetlab.plugins import PluginError
+
+    try:
+        sys.exit(scaffold.report(file, name, Console()))
+    except (scaffold.Refused, PluginError) as error:
+        _fail(str(error))
 
 
 @main.command()
@@ -241,25 +273,6 @@ def _load(paths: Sequence[Path]) -> list[Experiment]:
     if refused:
         _fail("\n".join(refused))
     return found
-
-
-def _finished(folders: Sequence[RunFolder]) -> list[Finished]:
-    from forgetlab.report import Finished
-
-    pairs = [(folder.result(), folder.timing()) for folder in folders]
-    return [Finished(result, timing) for result, timing in pairs if result is not None and result.finished]
-
-
-def _print_table(finished: list[Finished], title: str) -> None:
-    from rich.console import Console
-
-    from forgetlab.report import summarise, table
-
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, 140)
-    console.print(f"\n[bold]{title}[/bold]")
-    console.print(table(summarise(finished)))
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, NonNegativeInt, PositiveInt
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from forgetlab.description import Experiment, Frozen, Protocol, Spec, Strategy, Tracking, Train
+from forgetlab.description import Augment, Experiment, Frozen, Protocol, Spec, Strategy, Tracking, Train
 from forgetlab.entries import FolderName, default_references, references, strategies
 from forgetlab.scenario_file import ScenarioFile
 from forgetlab.yaml_file import to_text
@@ -37,8 +37,12 @@ class Settings(Frozen):
     seeds: Annotated[tuple[NonNegativeInt, ...], AfterValidator(_seeds)] = (0,)
     device: Annotated[str, AfterValidator(_device)] = "auto"
     threads: PositiveInt = 1
+    reuse_frozen: bool = True
     tracking: Tracking = Tracking()
     plugins: tuple[str, ...] = ()
+
+
+OF_OBJECTIVE = {"share": "masked", "temperature": "contrastive"}  # keys that mean something to one alone
 
 
 class Pretraining(Frozen):
@@ -46,6 +50,23 @@ class Pretraining(Frozen):
 
     objective: Literal["supervised", "masked", "causal", "contrastive"] = "supervised"
     epochs: PositiveInt = 5
+    share: float = Field(default=0.15, gt=0.0, lt=1.0)  # masked: of a text's pieces, those that are to be told
+    temperature: PositiveFloat = 0.5  # contrastive: what similarities are divided by
+    augment: Augment = Augment()  # instead of train's, where any is named
+
+    @model_validator(mode="after")
+    def _of_its_objective(self) -> Pretraining:
+        for key, objective in OF_OBJECTIVE.items():
+            if key in self.model_fields_set and self.objective != objective:
+                raise ValueError(f"{key} is for 'objective: {objective}'; {self.objective} has none to set")
+        return self
+
+    @property
+    def used(self) -> Spec:
+        """What counts for the objective."""
+        given = self.model_dump(mode="json", exclude={"augment"})
+        used = {key: value for key, value in given.items() if OF_OBJECTIVE.get(key, self.objective) == self.objective}
+        return {**used, "augment": self.augment.named} if self.augment.named else used
 
 
 def load(path: Path) -> Experiment:
@@ -105,7 +126,7 @@ def _pretrain(file: ScenarioFile, given: Any) -> Spec | None:
     given = file.known(given, ("scenario", *Pretraining.model_fields), place)
     named = given.pop("scenario", None)
     scenario = {} if named is None else {"scenario": file.spec(("scenario",), named, (*place, "scenario"))}
-    return {**scenario, **dict(file.section(Pretraining, given, place))}
+    return {**scenario, **file.section(Pretraining, given, place).used}
 
 
 def _task_known(file: ScenarioFile, protocol: Protocol, scenario: Spec | None) -> bool | None:
@@ -133,7 +154,7 @@ def _check_head(
         why = f"a {protocol.head} head has no outputs for classes that are still to come"
         file.refuse(("protocol", "loss_classes"), f"'all' needs 'head: fixed': {why}")
     untold = [spec["name"] for spec in compared if spec["name"] != "separate"]
-    untold += [entry.name for entry in entries if entry.isolation is None]
+    untold += [entry.name for entry in entries if entry.isolation is None and entry.classifier is None]
     if protocol.head == "per-task" and task_known is False and untold:
         why = f"the task is not known at test, so nothing tells which head answers in {', '.join(untold)}"
         file.refuse(("protocol", "head"), f"'per-task' cannot work: {why}")

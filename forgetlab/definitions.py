@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from forgetlab import averages, metrics
+from forgetlab.prices import PRICES
 
 NEEDS = {
     "": "the accuracy matrix a",
@@ -200,6 +201,10 @@ def describe(name: str) -> str:
     Raises:
         LookupError: there is no such metric.
     """
+    if name in PRICES:
+        return "\n".join(
+            [f"{name}: a price", "", *textwrap.wrap(PRICES[name], 96, initial_indent="  ", subsequent_indent="  ")]
+        )
     if name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(METRICS)}"

@@ -98,6 +98,8 @@ class Strategy(Frozen):
     regularization: Spec | None = None
     isolation: Spec | None = None
     router: Spec | None = None
+    merge: Spec | None = None  # in the router's place: one change, made of the tasks', answers for all
+    classifier: Spec | None = None  # in the heads' place, on the features of the bare backbone or of ``isolation``
     avalanche: Spec | None = None  # {"plugin" or "strategy": Avalanche's name, its arguments...}
     train: dict[str, Any] = Field(default_factory=dict)
 
@@ -108,6 +110,8 @@ class Strategy(Frozen):
 
     @property
     def family(self) -> str:
+        if self.classifier is not None:
+            return "isolation"
         families = ("reference", "replay", "regularization", "isolation", "avalanche")
         return "+".join(family for family in families if getattr(self, family) is not None)
 
@@ -131,6 +135,7 @@ class Run(Frozen):
     device: str
     threads: int
     plugins: tuple[str, ...]
+    reuse_frozen: bool = True
 
     def seed_of(self, varied: Varied) -> int:
         """The seed of one source of variation: this run's, or 0 where the file holds it fixed."""
@@ -142,7 +147,7 @@ class Run(Frozen):
         reference = self.strategy.reference
         if self.protocol.task_known_at_test or (reference and reference["name"] == "separate"):
             return "told"
-        if self.strategy.isolation is None:
+        if self.strategy.router is None:
             return "none"
         return "told" if self.strategy.router == {"name": ORACLE} else "routed"
 
@@ -161,6 +166,7 @@ class Experiment(Frozen):
     seeds: tuple[int, ...] = (0,)
     device: str = "cpu"
     threads: PositiveInt = 1
+    reuse_frozen: bool = True  # keep what a frozen backbone computes; part of the file: it can change the last bit
     tracking: Tracking = Tracking()
     plugins: tuple[str, ...] = ()
 
@@ -184,5 +190,6 @@ class Experiment(Frozen):
             seed=seed,
             device=self.device,
             threads=self.threads,
+            reuse_frozen=self.reuse_frozen,
             plugins=self.plugins,
         )

@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from forgetlab import plugins
 from forgetlab.data import to_benchmark
 from forgetlab.description import Run
+from forgetlab.isolated import Files
 from forgetlab.learners import Context, Learner, Scores, Sequential, built
 from forgetlab.loop import Epoch
 from forgetlab.metrics import own_metrics, prequential_accuracy, pretrained_forgetting
@@ -52,6 +53,8 @@ class TaskEnded:
     result: Result
     seconds: Mapping[str, float]  # train, evaluate
     tensors: Mapping[str, Tensor]  # what belongs to this task alone
+    latency: float | None = None  # a forward pass under the first task's module, over one of the bare backbone
+    files: Files = field(default_factory=dict)  # what is stored: of this task, and of all together
 
 
 Event = TaskStarted | EpochEnded | TaskEnded
@@ -91,7 +94,8 @@ def run(description: Run, emit: Observer = lambda _: None, starts: Path | None =
         pretrained += pretrained_accuracy(context, learner.current_backbone())
         seconds = {"train": trained - start, "evaluate": time.perf_counter() - trained}
         result = to_result(description, scenario, learner, initial, rows, pretrained)
-        emit(TaskEnded(description, task, result, seconds, learner.task_tensors(task)))
+        tensors, files = learner.task_tensors(task), learner.files(task)
+        emit(TaskEnded(description, task, result, seconds, tensors, learner.latency, files))
     return result
 
 
@@ -119,8 +123,12 @@ def _load_scenario(spec: str, seed: int, evaluate_on: str) -> Scenario:
 
 
 def make_learner(description: Run) -> Learner:
-    reference = description.strategy.reference
-    return Sequential() if reference is None else built("reference", reference)
+    strategy = description.strategy
+    if strategy.classifier is not None:
+        from forgetlab.closed_form import ClosedForm
+
+        return ClosedForm()
+    return Sequential() if strategy.reference is None else built("reference", strategy.reference)
 
 
 def evaluate(learner: Learner, n_tasks: int) -> list[Scores | None]:

@@ -16,7 +16,9 @@ from forgetlab.scenario_file import Place, ScenarioFile
 
 REFERENCES = ("naive", "joint", "separate", "ridge")  # unless the file names its own
 ROUTER = "prototype"  # unless the task is told
-FAMILIES = ("replay", "regularization", "isolation", "avalanche")
+COMBINED = "combined"  # the isolation plug-in of several modules
+FAMILIES = ("replay", "regularization", "isolation", "classifier", "avalanche")
+ANSWERS = ("router", "merge")  # who answers for isolation's modules
 REPLAY = ("memory", "rehearsal", "projection")
 AVALANCHE = ("plugin", "strategy")
 MEANINGLESS = {  # beside isolation
@@ -24,6 +26,8 @@ MEANINGLESS = {  # beside isolation
     "regularization": "the module of each task starts afresh, so there is nothing old to be penalised",
     "avalanche": "what Avalanche trains is the backbone, which isolation keeps as it is",
 }
+ALONE = "a classifier has no meaning with {}: it answers by itself, from frozen features"
+FOR_ALL = "{} has no meaning here: {} has one module that answers for all tasks"
 
 
 def _folder_name(name: str) -> str:
@@ -92,15 +96,15 @@ def _entry(file: ScenarioFile, given: Any, place: Place, task_known: bool | None
     if not isinstance(given, dict):
         file.refuse(place, "an entry must be a mapping, such as {replay: {memory: reservoir}}")
         return None
-    known = file.known(given, ("name", *FAMILIES, "router", "train"), place)
+    known = file.known(given, ("name", *FAMILIES, *ANSWERS, "train"), place)
     misspelt = len(known) < len(given)
     given = {key: value for key, value in known.items() if value is not None}
     if not misspelt and not given.keys() & set(FAMILIES):
         file.refuse(place, f"an entry needs at least one of {', '.join(FAMILIES)}")
     _refuse_meaningless(file, given, place)
     parts: dict[str, Any] = {f: READERS[f](file, given[f], (*place, f)) for f in FAMILIES if f in given}
-    if "isolation" in given:
-        parts["router"] = _router(file, given.get("router"), (*place, "router"), task_known)
+    if "isolation" in given and "classifier" not in given:
+        parts |= _answers(file, given, parts["isolation"], place, task_known)
     train = given.get("train", {})
     options = dict(file.section(Train, train, (*place, "train")))
     overrides = {key: value for key, value in options.items() if key in train}
@@ -111,21 +115,62 @@ def _entry(file: ScenarioFile, given: Any, place: Place, task_known: bool | None
 
 
 def _refuse_meaningless(file: ScenarioFile, given: Mapping[str, Any], place: Place) -> None:
-    if "isolation" in given:
+    if "classifier" in given:
+        for other in sorted({*FAMILIES, *ANSWERS} - {"classifier", "isolation"} & given.keys()):
+            file.refuse(place, ALONE.format(other))
+    elif "isolation" in given:
         for other in MEANINGLESS.keys() & given.keys():
             file.refuse(place, f"isolation has no meaning with {other}: {MEANINGLESS[other]}")
     elif "router" in given:
         file.refuse(place, "a router has no meaning without isolation: it chooses among modules of tasks")
+    elif "merge" in given:
+        file.refuse(place, "merge has no meaning without isolation: it makes one of the changes of all tasks")
 
 
 def _names(parts: Mapping[str, Any], task_known: bool | None) -> list[str]:
     """What an entry without a name is called: its plug-ins, in the order of the families."""
     specs = [getattr(parts.get("replay"), part, None) for part in REPLAY]
-    specs += [parts.get("regularization"), parts.get("isolation")]
+    specs += [
+        parts.get("regularization"),
+        *_members(parts.get("isolation")),
+        parts.get("merge"),
+        parts.get("classifier"),
+    ]
     if not (task_known and parts.get("router") == {"name": ORACLE}):
         specs.append(parts.get("router"))
     names = [spec["name"] for spec in specs if spec]
     return names + [parts["avalanche"][key] for key in AVALANCHE if key in parts.get("avalanche", {})]
+
+
+def _members(isolation: Spec | None) -> list[Spec]:
+    """The modules of an entry, several where they are combined."""
+    if isolation is None or isolation["name"] != COMBINED:
+        return [isolation] if isolation else []
+    return [member for part in isolation["parts"] for member in _members(part)]
+
+
+def _answers(
+    file: ScenarioFile, given: Mapping[str, Any], isolation: Spec | None, place: Place, task_known: bool | None
+) -> dict[str, Any]:
+    """The router or the merger; neither where the newest module answers for all tasks."""
+    kinds = {member["name"]: plugins.find("isolation", member["name"]).factory for member in _members(isolation)}
+    for_all = [name for name, kind in kinds.items() if getattr(kind, "speaks_for_all", False)]
+    for key in ANSWERS if for_all else ():
+        if key in given:
+            file.refuse((*place, key), FOR_ALL.format(f"{key!r}", for_all[0]), of_key=True)
+    if "merge" in given:
+        if "router" in given:
+            file.refuse((*place, "router"), FOR_ALL.format("'router'", "a merge"), of_key=True)
+        return {"merge": file.spec(("merger",), given["merge"], (*place, "merge"))}
+    return {} if for_all else {"router": _router(file, given.get("router"), (*place, "router"), task_known)}
+
+
+def _isolation(file: ScenarioFile, given: Any, place: Place) -> Spec | None:
+    """A module; several in a list act together."""
+    if isinstance(given, list):
+        file.shorthands[(*place, "parts")] = place
+        given = {"name": COMBINED, "parts": given}
+    return file.spec(("isolation",), given, place)
 
 
 def _router(file: ScenarioFile, given: Any, place: Place, task_known: bool | None) -> Spec | None:
@@ -185,6 +230,7 @@ def _share_out(
 READERS = {
     "replay": _replay,
     "regularization": lambda file, given, place: file.spec(("regularizer", "projection"), given, place),
-    "isolation": lambda file, given, place: file.spec(("isolation",), given, place),
+    "isolation": _isolation,
+    "classifier": lambda file, given, place: file.spec(("classifier",), given, place),
     "avalanche": _avalanche,
 }

@@ -11,15 +11,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from forgetlab import augmentation, inspection, knowledge, plugins, stock
+from forgetlab import augmentation, inspection, knowledge, plugins, pretraining, stock
 from forgetlab.avalanche_api import stock_plugin
+from forgetlab.batch import Batch
 from forgetlab.description import ORACLE, Experiment, Spec, Strategy, Train
 from forgetlab.isolation import Isolation
 from forgetlab.learners import built
 from forgetlab.loop import OWN_BATCHES, Loop, TensorPath, stock_loop
 from forgetlab.network import SharedNetwork
 from forgetlab.plugins import OptionError
-from forgetlab.scenario import Scenario, as_input, pretraining_tasks
+from forgetlab.scenario import Scenario, Task, as_input, pretraining_tasks
 
 Place = tuple[str | int, ...]  # a path of keys in the scenario file
 Problem = tuple[Place, str]
@@ -30,9 +31,11 @@ def problems(experiment: Experiment) -> list[Problem]:
     """All that would stop the experiment, with where in its file."""
     found = list(_sections(experiment))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for i, spec in enumerate(experiment.references):
+        references = [
             _try(found, ("references", i), "reference", spec, lambda spec=spec: built("reference", spec))
-        backbone, x = _backbone(found, experiment)
+            for i, spec in enumerate(experiment.references)
+        ]
+        backbone, x = _backbone(found, experiment, references)
         found += _augment_problems(experiment.train, ("train",), x)
         for i, entry in enumerate(experiment.strategies):
             found += _entry_problems(entry, ("strategies", i), backbone, x)
@@ -43,16 +46,13 @@ def problems(experiment: Experiment) -> list[Problem]:
 
 
 def _sections(experiment: Experiment) -> Iterator[Problem]:
-    if experiment.pretrain is not None and experiment.pretrain["objective"] != "supervised":
-        objective = experiment.pretrain["objective"]
-        yield ("pretrain", "objective"), f"{objective!r} is understood, but only 'supervised' can be carried out yet"
     try:
         torch.zeros(1, device=experiment.device)
     except (RuntimeError, AssertionError):  # the second where torch was built without it
         yield ("device",), f"this machine has no {experiment.device!r} device; use auto or cpu"
 
 
-def _backbone(found: list[Problem], experiment: Experiment) -> tuple[nn.Module | None, Tensor]:
+def _backbone(found: list[Problem], experiment: Experiment, references: list[Any]) -> tuple[nn.Module | None, Tensor]:
     """The backbone and two samples; None where it cannot be made, or no samples for it."""
     spec = experiment.scenario
     seed = experiment.seeds[0] if "class_order" in experiment.protocol.seeds_vary else 0
@@ -62,15 +62,32 @@ def _backbone(found: list[Problem], experiment: Experiment) -> tuple[nn.Module |
         found += [(("scenario",), message) for message in unsound or []]
         return None, torch.empty(0)
     found += knowledge.problems(experiment, scenario)
+    for i, check in enumerate(getattr(reference, "check", None) for reference in references):
+        if check is not None:
+            _try(found, ("references", i), None, {}, partial(check, scenario))
     if experiment.protocol.evaluate_on == "validation":
         _try(found, ("protocol", "evaluate_on"), None, spec, scenario.on_validation)
     pretrain = experiment.pretrain
+    tasks: tuple[Task, ...] | None = None
     if pretrain is not None:
-        _try(found, ("pretrain",), None, pretrain, lambda: pretraining_tasks(pretrain, scenario, seed))
+        tasks = _try(found, ("pretrain",), None, pretrain, lambda: pretraining_tasks(pretrain, scenario, seed))
     x, model, reads = as_input(scenario.tasks[0].train.x[:2]), experiment.model, scenario.tokenizer
-    return _try(
+    backbone = _try(
         found, ("model",), "model", model, lambda: _model(model, x, reads), f"{model['name']} does not work: "
-    ), x
+    )
+    if pretrain is not None and tasks and backbone is not None:
+        found += _pretraining_problems(experiment, backbone, as_input(tasks[0].train.x[:2]))
+    return backbone, x
+
+
+def _pretraining_problems(experiment: Experiment, backbone: nn.Module, x: Tensor) -> list[Problem]:
+    """What speaks against the objective, tried on two samples of what is pretrained on."""
+    pretrain, found = experiment.pretrain or {}, []
+    train = pretraining.settings(pretrain, experiment.train.model_dump(mode="json"))
+    if "augment" in pretrain:
+        found += _augment_problems(train, ("pretrain",), x)
+    _try(found, ("pretrain",), None, pretrain, lambda: pretraining.tried(pretrain, train, backbone, x))
+    return found
 
 
 def _model(spec: Spec, x: Tensor, tokenizer: str | None) -> nn.Module:
@@ -94,7 +111,14 @@ def _entry_problems(entry: Strategy, place: Place, backbone: nn.Module | None, x
         found.append(((*place, *where), "projections of the gradient cannot be carried out in this version yet"))
     if (isolation := entry.isolation) is not None and backbone is not None:
         what = f"{isolation['name']} does not fit a {type(backbone).__name__.lower()}: "
-        _try(found, (*place, "isolation"), "isolation", isolation, lambda: _fits(isolation, backbone, x), what)
+        _try(
+            found,
+            (*place, "isolation"),
+            "isolation",
+            isolation,
+            lambda: _fits(isolation, entry.merge is not None, backbone, x),
+            what,
+        )
     return found
 
 
@@ -144,6 +168,10 @@ def _methods(entry: Strategy) -> Iterator[tuple[str, Place, Spec]]:
         yield "regularizer", ("regularization",), entry.regularization
     if entry.router is not None and entry.router["name"] != ORACLE:
         yield "router", ("router",), entry.router
+    if entry.merge is not None:
+        yield "merger", ("merge",), entry.merge
+    if entry.classifier is not None:
+        yield "classifier", ("classifier",), entry.classifier
 
 
 def _projections(entry: Strategy) -> Iterator[Place]:
@@ -157,12 +185,17 @@ def _is_projection(spec: Spec) -> bool:
     return spec["name"] not in plugins.available("regularizer")
 
 
-def _fits(spec: Spec, backbone: nn.Module, x: Tensor) -> None:
+def _fits(spec: Spec, merged: bool, backbone: nn.Module, x: Tensor) -> None:
     """Attach a module and send samples through."""
     module: Isolation = built("isolation", spec)
     module.attach(backbone)
-    with module.active(backbone):
-        given = tuple(backbone(x).shape)
+    module.query = backbone(x) if module.asks else None
+    module.begin(
+        [Batch(x, torch.zeros(len(x), dtype=torch.int64), torch.zeros(len(x), dtype=torch.int64))], [], {}, backbone
+    )
+    given = tuple(module.features(backbone, x).shape)
+    if merged and not module.changes():
+        raise OptionError(f"{spec['name']} is no change of the weights, so there is nothing to merge")
     if given != (wanted := tuple(backbone(x).shape)):
         raise ValueError(f"features of {given} where the backbone alone gives {wanted}")
 

@@ -16,9 +16,9 @@ from forgetlab.description import ORACLE, Run, Spec
 from forgetlab.scenario import Scenario, Task, pretraining_tasks
 
 PROJECTIONS = {  # files of ours that read files or show results, and so cannot change a number
-    "cli", "config", "definitions", "entries", "feasibility", "fingerprint", "inspection", "pictures", "preview",
-    "preview_samples", "progress", "projection", "provenance", "report", "scenario_file", "session", "tracking", "ui",
-    "yaml_file",
+    "cli", "config", "definitions", "entries", "feasibility", "fingerprint", "inspection", "modules", "peft_format",
+    "pictures", "preview", "preview_samples", "prices", "progress", "projection", "provenance", "report", "scaffold",
+    "scenario_file", "session", "shelf", "tracking", "ui", "yaml_file",
 }  # fmt: skip
 ARITHMETIC = ("torch", "avalanche-lib", "numpy")  # packages whose version can change a number,
 OPTIONAL = ("transformers", "tokenizers", "kornia")  # also where they are installed
@@ -68,6 +68,8 @@ def plugin_specs(run: Run) -> list[tuple[str, Spec]]:
         ("regularizer", strategy.regularization),
         ("isolation", strategy.isolation),
         ("router", router),
+        ("merger", strategy.merge),
+        ("classifier", strategy.classifier),
     ]
     return [(kind, spec) for kind, spec in named if spec is not None]
 

@@ -6,6 +6,7 @@ says what the part does there. A `Router` says whose module answers a sample whe
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,15 +15,31 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from forgetlab.avalanche_api import SupervisedPlugin
-from forgetlab.batch import UNKNOWN, Batch
-from forgetlab.data import batches
-from forgetlab.network import MASK, Head, Network
+from forgetlab import attachment, torchvision_ops
+from forgetlab.attachment import wrapped
+from forgetlab.batch import Batch
+from forgetlab.network import MASK
 from forgetlab.plugins import OptionError
-from forgetlab.seeding import drawn_from
-from forgetlab.sites import LinearRole, Role, Site, find_sites
+from forgetlab.quantisation import quantised, quantised_linear
+from forgetlab.sites import LINEAR, Layers, LinearRole, Role, Site, find_sites
 
-__all__ = ["IsolatedNetwork", "Isolation", "IsolationPlugin", "LinearRole", "Role", "Router", "Site"]
+__all__ = ["MASK", "Batch", "Isolation", "Layers", "LinearRole", "OptionError", "Role", "Router", "Shared", "Site"]
+__all__ += ["library", "quantised", "quantised_linear", "wrapped"]
+
+Shared = dict[str, Tensor]  # what belongs to the strategy rather than to one task: pools, masks, statistics
+
+
+def library(name: str) -> Any:
+    """An optional package, imported when it is asked for; the extra that brings it has its name.
+
+    Raises:
+        OptionError: it is not installed.
+    """
+    torchvision_ops.ensure()  # it may import torchvision
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise OptionError(f"{error.name} is not installed: install forgetlab[{name}]") from error
 
 
 class Isolation(nn.Module, ABC):
@@ -30,12 +47,23 @@ class Isolation(nn.Module, ABC):
 
     needs: ClassVar[frozenset[str]] = frozenset({"boundaries"})  # "passes" too where `begin` or `end` reads its data
     identity_at_birth: ClassVar[bool] = True  # an untrained module leaves the backbone's features as they are
+    speaks_for_all: bool = False  # the newest module answers for every task, behind all heads; no router
+    asks: ClassVar[bool] = False  # `query` is wanted
+    siteless: ClassVar[bool] = False  # attaches nowhere
+    draws: bool = False  # training draws at random, so it answers otherwise than evaluation
+    tokens_stay: ClassVar[bool] = False  # tokens go through all later blocks; else each block's leave with it
+    acts: ClassVar[frozenset[str]] = frozenset()  # what of `attachment.ACTS` a class defines; found by itself
 
-    def __init__(self, sites: Sequence[Role]) -> None:
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.acts = frozenset(name for name in attachment.ACTS if getattr(cls, name) is not getattr(Isolation, name))
+
+    def __init__(self, sites: Sequence[Role], layers: Layers = None) -> None:
         super().__init__()
-        self.roles = tuple(sites)
+        self.roles, self.layers = tuple(sites), layers
         self.sites: list[Site] = []
         self.parts = nn.ModuleDict()
+        self.query: Tensor | None = None  # (B, d) the bare backbone's features of the batch at hand, for who `asks`
 
     @abstractmethod
     def make(self, site: Site) -> nn.Module:
@@ -50,18 +78,53 @@ class Isolation(nn.Module, ABC):
         return y
 
     def keys_values(self, part: Any, site: Site, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The keys and values attended to, at role attn.kv. (B, heads, T, head_dim) each"""
+        """The keys and values attended to, at role attn.kv; new ones stand in front. (B, heads, T, head_dim) each"""
         return k, v
 
-    def delta(self, part: Any, site: Site) -> Tensor | None:
-        """The change of the site's weight that the part amounts to, (out_dim, in_dim), where there is one."""
+    def tokens(self, part: Any, site: Site, h: Tensor) -> Tensor:
+        """What is put in front of the sequence that enters a block, at role tokens. (B, T, d) -> (n, d) or (B, n, d)"""
+        raise NotImplementedError
+
+    def side(self, taps: Sequence[Tensor], real: Tensor | None) -> Tensor:
+        """What takes the place of what leaves the last block, at role side.
+
+        ``taps``: what enters each block, then what leaves the last one, (B, T, d) each, without gradients; ``real``:
+        which positions are no padding, (B, T), or None where all are. -> (B, T, d)
+        """
+        raise NotImplementedError
+
+    def weights(self, part: Any, site: Site) -> Mapping[str, Tensor]:
+        """The tensors that stand in for the site's own, by their names in ``site.tensors``."""
+        return {}
+
+    def delta(self, part: Any, site: Site) -> Tensor | Mapping[str, Tensor] | None:
+        """The change of the site's weight that the part amounts to, (out_dim, in_dim), where there is one.
+
+        Or the changes of several of the site's tensors by name; by default what `weights` changes.
+        """
+        changed = self.weights(part, site)
+        return {name: tensor - site.tensors[name] for name, tensor in changed.items()} or None
+
+    def features(self, backbone: nn.Module, x: Tensor) -> Tensor:
+        """The backbone's features under this module. (B, ...) -> (B, d)"""
+        with self.active(backbone, x):
+            return backbone(x)
+
+    def penalty(self) -> Tensor | None:
+        """A scalar added to the loss in training."""
         return None
 
-    def begin(self, data: Iterable[Batch], previous: Sequence[Isolation], shared: dict[str, Tensor]) -> None:
-        """Called before a task is trained; ``previous`` is read-only, ``shared`` belongs to the strategy."""
+    def step(self, done: float) -> None:
+        """Called before each training step; ``done`` is the share of the task's steps that are behind, below 1."""
 
-    def end(self, data: Iterable[Batch], previous: Sequence[Isolation], shared: dict[str, Tensor]) -> None:
+    def begin(self, data: Iterable[Batch], previous: Sequence[Any], shared: Shared, backbone: nn.Module) -> None:
+        """Called before a task is trained; ``previous`` modules are read-only, ``shared`` belongs to the strategy."""
+
+    def end(self, data: Iterable[Batch], previous: Sequence[Any], shared: Shared, backbone: nn.Module) -> None:
         """Called after a task was trained."""
+
+    def recall(self, previous: Sequence[Any], shared: Shared) -> None:
+        """Called on a new, attached module before the tensors that it once had are loaded."""
 
     def materialise(self) -> None:
         """Drop what only training needs and keep what is stored, with the same answers to the bit; called after `end`.
@@ -75,44 +138,52 @@ class Isolation(nn.Module, ABC):
         Raises:
             OptionError: the backbone has no such site.
         """
-        self.sites = find_sites(backbone, self.roles)
-        if not self.sites:
+        self.sites = find_sites(backbone, self.roles, self.layers)
+        if not self.sites and not self.siteless:
             raise OptionError("a module must attach somewhere", "sites")
         self.parts = nn.ModuleDict({site.key: self.make(site) for site in self.sites})
 
     @contextmanager
-    def active(self, backbone: nn.Module) -> Iterator[None]:
-        """Inside, the backbone's forward pass includes this module; afterwards it is bare again."""
-        handles: list[Any] = []
-        try:
-            for site in self.sites:
-                handles += self._hooks(backbone.get_submodule(site.path), site)
+    def active(self, backbone: nn.Module, x: Tensor | None = None) -> Iterator[None]:
+        """Inside, the backbone's forward pass includes this module; afterwards it is bare again.
+
+        ``x`` is what the backbone is about to read, which a network beside it has to know.
+        """
+        with attachment.attached(self, backbone, x):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _hooks(self, target: nn.Module, site: Site) -> list[Any]:
-        part, kind = self.parts[site.key], type(self)
-        if site.role == "attn.kv":
+    def lowest(self) -> int:
+        """The lowest block that this module changes, or the number of blocks where it changes none."""
+        at = [0 if site.role in ("embed", "whole") else site.layer for site in self.sites if site.role != "side"]
+        return min(at, default=self.sites[0].layers if self.sites else -1)
 
-            def extended(_: nn.Module, __: Any, pair: Any) -> tuple[Tensor, Tensor]:
-                return self.keys_values(part, site, *pair)
+    def changes(self) -> dict[str, Tensor]:
+        """What the module amounts to as changes of the backbone's weights, by site and name.
 
-            return [target.register_forward_hook(extended)]
-        hooks: list[Any] = []
+        None at all where one of its parts is no such change.
+        """
+        found: dict[str, Tensor] = {}
+        for site in self.sites:
+            delta = self.delta(self.parts[site.key], site)
+            if delta is None:
+                return {}
+            named = {"weight": delta} if isinstance(delta, Tensor) else delta
+            found |= {f"{site.key}.{name}": tensor.detach() for name, tensor in named.items()}
+        return found
 
-        def entering(_: nn.Module, entered: Any) -> tuple[Any, ...]:
-            return (self.before(part, site, entered[0]), *entered[1:])
+    @torch.no_grad()
+    def moments(self, backbone: nn.Module, data: Iterable[Batch]) -> dict[str, Tensor]:
+        """The sum of x x^T over all that enters each linear site with this module active. (in_dim, in_dim) each"""
+        sums: dict[str, Tensor] = {}
 
-        def leaving(_: nn.Module, entered: Any, left: Any) -> Tensor:
-            return self.after(part, site, entered[0], left)
+        def add(key: str, x: Tensor) -> None:
+            x = x.flatten(0, -2).double()
+            sums[key] = sums.get(key, 0) + x.T @ x
 
-        if kind.before is not Isolation.before:
-            hooks.append(target.register_forward_pre_hook(entering))
-        if kind.after is not Isolation.after:
-            hooks.append(target.register_forward_hook(leaving))
-        return hooks
+        with attachment.watched(backbone, [site for site in self.sites if site.role in LINEAR], add):
+            for batch in data:
+                self.features(backbone, batch.x)
+        return sums
 
 
 class Router(ABC):
@@ -134,116 +205,3 @@ class Router(ABC):
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:  # noqa: B027 - may be empty
         """Take back what `state` gave."""
-
-
-class IsolatedNetwork(Network):
-    """A frozen backbone with a module and a head per task; old tasks' tensors are never touched again."""
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        make: Callable[[], Isolation],
-        *,
-        router: Router | None = None,
-        task_known: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(backbone.requires_grad_(False), task_known=task_known, seed=seed)
-        self.make, self.router = make, router
-        self.modules_of = nn.ModuleDict()
-        self.heads = nn.ModuleDict()
-        self.current = UNKNOWN
-        self.routes: Tensor | None = None  # (B,) where the last batch was sent
-
-    def open(self, task: int, classes: Sequence[int]) -> None:
-        """Make the task's module and head, and close all others."""
-        if task in self.classes_of:
-            return
-        device = next(self.backbone.parameters()).device
-        with drawn_from("module", self.seed, task):
-            module = self.make()
-            module.attach(self.backbone)
-        head = Head(self.n_features, self.seed)
-        head.grow(sorted(classes))
-        for closed in (*self.modules_of.values(), *self.heads.values()):
-            closed.requires_grad_(False)
-        self.modules_of[str(task)], self.heads[str(task)] = module.to(device), head.to(device)
-        self.classes_of[task], self.current = sorted(classes), task
-
-    def train(self, mode: bool = True) -> IsolatedNetwork:
-        """The backbone and closed modules stay in evaluation mode: their buffers are frozen too."""
-        super().train(mode)
-        self.backbone.eval()
-        for task, module in self.modules_of.items():
-            module.train(mode and int(task) == self.current)
-        return self
-
-    def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
-        """(B, ...), (B,) tasks or UNKNOWN -> (B, width)"""
-        if self.training:
-            return self._spread(self.answer(self.current, x), self.current)
-        task = task_labels if self.router is None else self.route(x)
-        self.routes = task
-        logits = x.new_full((len(x), self.width), MASK)
-        for one in task.unique().tolist():
-            rows = (task == one).nonzero().squeeze(1)
-            logits[rows] = self._spread(self.answer(one, x[rows]), one)
-        return logits
-
-    def route(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B,) tasks, by the router"""
-        assert self.router is not None
-        with torch.no_grad():
-            return self.router.route(self.backbone(x), lambda task: self.answer(task, x))
-
-    def answer(self, task: int, x: Tensor) -> Tensor:
-        """One task's own logits. (B, ...) -> (B, its classes)"""
-        with self.module_of(task).active(self.backbone):
-            features = self.backbone(x)
-        return self.heads[str(task)](features)
-
-    def module_of(self, task: int) -> Isolation:
-        module = self.modules_of[str(task)]
-        assert isinstance(module, Isolation)
-        return module
-
-    def task_tensors(self, task: int) -> dict[str, Tensor]:
-        """All that one task owns: its module's and its head's tensors."""
-        parts = {"module": self.modules_of[str(task)], "head": self.heads[str(task)]}
-        return {f"{a}.{name}": t.detach() for a, part in parts.items() for name, t in part.state_dict().items()}
-
-    def _spread(self, logits: Tensor, task: int) -> Tensor:
-        """(B, the task's classes) -> (B, width)"""
-        columns = torch.tensor(self.classes_of[task], device=logits.device)
-        return logits.new_full((len(logits), self.width), MASK).index_copy(1, columns, logits)
-
-
-class IsolationPlugin(SupervisedPlugin):
-    """Tells an `IsolatedNetwork`'s modules and router when a task begins and ends."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shared: dict[str, Tensor] = {}
-
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        network: IsolatedNetwork = strategy.model
-        module, previous = self._modules(network)
-        module.begin(self._data(strategy), previous, self.shared)
-
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        network: IsolatedNetwork = strategy.model
-        module, previous = self._modules(network)
-        module.end(self._data(strategy), previous, self.shared)
-        module.materialise()
-        if network.router is not None:
-            with torch.no_grad():
-                parts = [(network.backbone(batch.x), batch.y) for batch in self._data(strategy)]
-            features, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-            network.router.fit(network.current, features, labels)
-
-    def _modules(self, network: IsolatedNetwork) -> tuple[Isolation, list[Isolation]]:
-        *previous, module = (network.module_of(task) for task in network.classes_of)
-        return module, previous
-
-    def _data(self, strategy: Any) -> Iterator[Batch]:
-        return batches(strategy.experience.dataset, strategy.train_mb_size, strategy.device)

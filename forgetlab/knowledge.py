@@ -49,6 +49,9 @@ def _needs(entry: Strategy) -> Iterator[tuple[tuple[str, ...], frozenset[str]]]:
         yield ("isolation",), _of("isolation", entry.isolation)
         if entry.router is not None and entry.router["name"] != ORACLE:
             yield ("router",), _of("router", entry.router)
+    if entry.classifier is not None:
+        adapted = frozenset() if entry.isolation is None else frozenset({"boundaries", "passes"})  # to train a module
+        yield ("classifier",), _of("classifier", entry.classifier) | adapted
     if entry.avalanche is not None:  # Avalanche's classes update what they keep from a whole task's data
         yield ("avalanche",), frozenset({"boundaries", "passes"})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from forgetlab import plugins
 from forgetlab.avalanche_api import CLScenario, SupervisedPlugin, held_bytes, stock_plugin
 from forgetlab.description import ORACLE, Run, Spec
-from forgetlab.isolation import IsolatedNetwork, IsolationPlugin
+from forgetlab.frozen import FrozenWork
+from forgetlab.isolated import Files, IsolatedNetwork, IsolationPlugin
+from forgetlab.ledger import KEPT, STEP, Ledger, Price, byte_count, count, kept
 from forgetlab.loop import HEAD, Epoch, Loop, TensorPath, stock_loop
 from forgetlab.network import Network, SharedNetwork
 from forgetlab.pretraining import Start, start
@@ -53,6 +56,10 @@ class Context:
     def _untrained(self) -> nn.Module:
         with drawn_from("init", self.run.seed_of("init")):
             return built("model", self.run.model, input_shape=self.scenario.input_shape).to(self.device)
+
+    def work(self, backbone: nn.Module) -> FrozenWork | None:
+        """Where what a frozen backbone computes is kept, if it is to be."""
+        return FrozenWork(backbone, json.dumps(self.run.model, sort_keys=True)) if self.run.reuse_frozen else None
 
     def shared_network(self, task_known: bool) -> SharedNetwork:
         protocol = self.run.protocol
@@ -99,6 +106,8 @@ class Counts:
     updates: list[int] = field(default_factory=list)
     samples_seen: list[int] = field(default_factory=list)
     samples_replayed: list[int] = field(default_factory=list)
+    backbone_parameters: int | None = None
+    prices: list[Price] = field(default_factory=list)  # of each task, see `forgetlab.ledger`
 
     def add(self, loop: TensorPath, replayed: int = 0) -> None:
         """The task that this loop trained last."""
@@ -117,8 +126,11 @@ class Counts:
         per_task = {name: getattr(self, name) for name in ("trainable", "updates", "samples_seen", "samples_replayed")}
         total = {name: sum(values) for name, values in per_task.items() if name != "trainable"}
         total["trainable"] = max(self.trainable, default=0)
-        kept = {name: getattr(self, name) for name in ("parameters", "stored_bytes", "memory_bytes")}
-        return {"per_task": {name: list(values) for name, values in per_task.items()}, "total": {**total, **kept}}
+        names = ("parameters", "stored_bytes", "memory_bytes", "backbone_parameters")
+        totals = {name: getattr(self, name) for name in names}
+        prices = {name: [price[name] for price in self.prices] for name in (*STEP, *KEPT) if self.prices}
+        rows = {name: list(values) for name, values in per_task.items()}
+        return {"per_task": {**rows, **prices}, "total": {**total, **totals}}
 
 
 class Learner(ABC):
@@ -132,6 +144,11 @@ class Learner(ABC):
         """Make ready for the first task."""
         self.context, self.counts, self.prequential = context, Counts(), []
 
+    @property
+    def latency(self) -> float | None:
+        """How many times as long as the bare backbone an answer takes; None where nothing is attached to it."""
+        return None
+
     @abstractmethod
     def learn(self, task: int) -> None:
         """Train when a task has arrived."""
@@ -143,6 +160,11 @@ class Learner(ABC):
     def task_tensors(self, task: int) -> Tensors:
         """What belongs to this task alone and is stored as a file of its own."""
         return {}
+
+    def files(self, task: int) -> Files:
+        """What is stored when a task has ended."""
+        tensors = self.task_tensors(task)
+        return {f"task-{task}": (tensors, {})} if tensors else {}
 
     def current_backbone(self) -> nn.Module | None:
         """The backbone as it is now; None where there is not one."""
@@ -156,7 +178,9 @@ class Sequential(Learner):
         super().prepare(context)
         network, stock = self._network(), context.run.strategy.avalanche or {}
         self.plugins = self._plugins(network)
-        self.loop = context.loop(network, self.plugins, stock=stock if "strategy" in stock else None)
+        self.ledger = None if "strategy" in stock else Ledger()
+        plugins = [*self.plugins, *([self.ledger] if self.ledger else [])]
+        self.loop = context.loop(network, plugins, stock=stock if "strategy" in stock else None)
         if isinstance(self.network, SharedNetwork):
             self.network.open(0, context.scenario.tasks[0].classes)
 
@@ -172,18 +196,28 @@ class Sequential(Learner):
             routed = self.context.run.task_identity == "routed"  # training tells the task, which a router has to find
             self.prequential.append(None if routed else self.loop.prequential)
         self.counts.keep(self.network.stored())
+        self.counts.backbone_parameters = count(self.network.backbone)
+        if self.ledger is not None:
+            self.counts.prices.append({**self.ledger.steps[-1], **kept(self.network)})
         stock = [self.loop] if type(self.loop) is not Loop else []
         keepers = [*self.loop.plugins, getattr(self.network, "router", None), *stock]
-        kept = [k for k in keepers if k and not isinstance(k, IsolationPlugin)]
-        self.counts.memory_bytes = memory_bytes(kept, self.network)
+        holding = [k for k in keepers if k and not isinstance(k, IsolationPlugin | Ledger)]
+        self.counts.memory_bytes = memory_bytes(holding, self.network)
 
     def evaluate(self, task: int) -> Scores | None:
         if not self.network.can_answer(task, self.context.scenario.tasks[task].tested):
             return None
         return scores(self.loop, self.context, task)
 
+    @property
+    def latency(self) -> float | None:
+        return self.ledger.latency if self.ledger else None
+
     def task_tensors(self, task: int) -> Tensors:
         return self.network.task_tensors(task) if isinstance(self.network, IsolatedNetwork) else {}
+
+    def files(self, task: int) -> Files:
+        return self.network.files(task) if isinstance(self.network, IsolatedNetwork) else {}
 
     def current_backbone(self) -> nn.Module | None:
         return self.network.backbone
@@ -192,13 +226,15 @@ class Sequential(Learner):
         run, strategy = self.context.run, self.context.run.strategy
         if strategy.isolation is None:
             return self.context.shared_network(self.context.scenario.task_known_at_test)
-        spec, router = strategy.isolation, strategy.router
+        spec, router, backbone = strategy.isolation, strategy.router, self.context.backbone()
         return IsolatedNetwork(
-            self.context.backbone(),
+            backbone,
             lambda: built("isolation", spec),
             router=None if router is None or router["name"] == ORACLE else built("router", router),
+            merger=None if strategy.merge is None else built("merger", strategy.merge),
             task_known=run.task_identity == "told",
             seed=run.seed_of("init"),
+            work=self.context.work(backbone),
         ).to(self.context.device)
 
     def _plugins(self, network: Network) -> list[SupervisedPlugin]:
@@ -238,10 +274,6 @@ def scores(loop: TensorPath, context: Context, task: int) -> Scores:
 def built(kind: str, spec: Spec, **given: Any) -> Any:
     """Build a plug-in from its resolved spec."""
     return plugins.build(kind, spec["name"], {key: value for key, value in spec.items() if key != "name"}, **given)
-
-
-def byte_count(tensors: Mapping[str, Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def memory_bytes(keepers: list[Any], model: nn.Module) -> int | None:

@@ -31,6 +31,7 @@ from forgetlab.avalanche_api import (
 )
 from forgetlab.data import Columns, TensorLoader, TensorTask
 from forgetlab.description import Budget, Train
+from forgetlab.frozen import Source
 from forgetlab.options import OptionError
 from forgetlab.seeding import generator, reseed
 
@@ -176,6 +177,17 @@ class TensorPath(Template):
     def _before_training_iteration(self, **kwargs: Any) -> None:
         self.seen += len(self.mb_y)
         super()._before_training_iteration(**kwargs)
+        self._look()
+
+    def _look(self) -> None:
+        """Tell a model that wants to know where the batch at hand lies, if its samples come as they are."""
+        if (look := getattr(self.model, "look", None)) is not None:
+            as_they_are = isinstance(self.dataloader, TensorLoader) and not (self.is_training and self.augmentation)
+            look(Source(self.dataloader.columns[0], self.dataloader.rows) if as_they_are else None)
+
+    def _before_eval_iteration(self, **kwargs: Any) -> None:
+        super()._before_eval_iteration(**kwargs)
+        self._look()
 
     def _before_forward(self, **kwargs: Any) -> None:
         """Augment the batch once memories have joined what they drew; they keep samples as they came."""

@@ -79,6 +79,8 @@ KINDS: Mapping[str, Kind] = {
     "projection": Kind("a constraint on the gradient", "regularization"),
     "isolation": Kind("what one task adds to a frozen backbone", "isolation"),
     "router": Kind("which task's module answers a sample", "isolation"),
+    "merger": Kind("how the tasks' changes become one that answers for all", "isolation"),
+    "classifier": Kind("a closed form on features, in the place of trained heads", "isolation"),
 }
 
 

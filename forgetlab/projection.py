@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from forgetlab import pictures, report
+from forgetlab import pictures, prices, report
 from forgetlab.report import Summary
 from forgetlab.statistics import Interval
 from forgetlab.store import Result, Row, to_json
 
 MOST_CURVES, MOST_POINTS = 50, 200  # tasks with curves, and points of each; the matrix among the files is whole
-PRICE = ("seconds", *report.COUNTS)
+PRICE = ("seconds", *report.COUNTS, *prices.PRICES)
 OF_FORGETTING = ("forgetting", "forgetting_first_last", "backward_transfer")
 IDENTITIES = {"none": "", "routed": "with a router: ", "told": "task told: "}
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from forgetlab import metrics
+from forgetlab import metrics, prices
 from forgetlab.statistics import Interval, t_interval
 from forgetlab.store import Result, Row
 
@@ -27,6 +27,7 @@ FURTHER = {  # shown where a stream asks for them
     "log_loss": "log-loss",
     "prequential_accuracy": "prequential accuracy",
 }
+PRICE = "What a task costs"
 DASH = "\N{EN DASH}"
 FORGETTING = "forgetting (best \N{MINUS SIGN} last)"
 NOTE = (
@@ -117,7 +118,7 @@ def _values(run: Finished, results: Sequence[Result]) -> dict[str, float | None]
     values["chance"] = sum(guess) / len(guess)
     values["seconds"] = run.timing.get("seconds")
     total = result.counts.get("total", {})
-    return values | {name: total.get(name) for name in COUNTS}
+    return values | {name: total.get(name) for name in COUNTS} | prices.of_run(result.counts, run.timing)
 
 
 def _reference(name: str, result: Result, results: Sequence[Result]) -> list[Row] | None:
@@ -159,8 +160,8 @@ def _columns(rows: Sequence[Summary]) -> dict[str, list[str]]:
         FORGETTING: [DASH if _forgets_nothing(summary) else _cell(summary, "forgetting", n) for summary in rows],
         "learning accuracy": [_cell(summary, "learning_accuracy", n) for summary in rows],
         "seconds": [_amount(summary, ("seconds",), "{:,.1f}".format) for summary in rows],
-        "parameters": [_amount(summary, ("parameters",), _short_count) for summary in rows],
-        "bytes kept": [_amount(summary, ("stored_bytes", "memory_bytes"), _short_bytes) for summary in rows],
+        "parameters": [_amount(summary, ("parameters",), prices.short_count) for summary in rows],
+        "bytes kept": [_amount(summary, ("stored_bytes", "memory_bytes"), prices.short_bytes) for summary in rows],
     }
     for name, header in FURTHER.items():
         if any(name in summary.cells for summary in rows):
@@ -189,33 +190,6 @@ def _amount(summary: Summary, names: Sequence[str], written: Callable[[float], s
     return written(sum(known)) if len(known) == len(names) else DASH
 
 
-def _short_count(value: float) -> str:
-    """
-    >>> [_short_count(value) for value in (1234, 12_345, 999_990, 1_234_567, 2e9)]
-    ['1,234', '12.3k', '1.0M', '1.2M', '2.0G']
-    """
-    if value < 10_000:
-        return f"{value:,.0f}"
-    return _scaled(value, 1000, ("", "k", "M", "G"))
-
-
-def _short_bytes(value: float) -> str:
-    """
-    >>> [_short_bytes(value) for value in (0, 1023, 317_440, 1024**2)]
-    ['0 B', '1023 B', '310.0 KiB', '1.0 MiB']
-    """
-    if value < 1024:
-        return f"{value:.0f} B"
-    return _scaled(value, 1024, (" B", " KiB", " MiB", " GiB"))
-
-
-def _scaled(value: float, base: int, units: Sequence[str]) -> str:
-    power = 0
-    while round(value, 1) >= base and power < len(units) - 1:
-        value, power = value / base, power + 1
-    return f"{value:.1f}{units[power]}"
-
-
 def _foot(rows: Sequence[Summary]) -> str:
     """What holds for one section: the number of seeds, and what guessing gives where that is one number."""
     n = max(len(summary.seeds) for summary in rows)
@@ -228,11 +202,16 @@ def markdown(summaries: Sequence[Summary], title: str) -> str:
     """The comparison as Markdown: one table per section, each with its foot, and the note."""
     lines = [f"## {title}", ""]
     for heading, rows in _sections(summaries):
-        table = _columns(rows)
-        lines += [f"### {heading}", "", _line(table), _line([":--"] + ["--:"] * (len(table) - 1))]
-        lines += [_line(cells) for cells in zip(*table.values(), strict=True)]
+        lines += [f"### {heading}", "", *_markdown(_columns(rows))]
         lines += ["", _foot(rows), ""]
+    if paid := prices.columns(summaries):
+        lines += [f"### {PRICE}", "", *_markdown(paid), ""]
     return "\n".join([*lines, NOTE, ""])
+
+
+def _markdown(table: Mapping[str, Sequence[str]]) -> list[str]:
+    head = [_line(table), _line([":--"] + ["--:"] * (len(table) - 1))]
+    return head + [_line(cells) for cells in zip(*table.values(), strict=True)]
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -245,10 +224,11 @@ def table(summaries: Sequence[Summary]) -> Group:
     from rich.table import Table
     from rich.text import Text
 
+    tables = [(heading, _foot(rows), _columns(rows)) for heading, rows in _sections(summaries)]
+    paid = prices.columns(summaries)
     parts: list[Table | Text] = []
-    for heading, rows in _sections(summaries):
-        part = Table(title=heading, caption=_foot(rows), title_justify="left", caption_justify="left")
-        content = _columns(rows)
+    for heading, foot, content in [*tables, *([(PRICE, None, paid)] if paid else [])]:
+        part = Table(title=heading, caption=foot, title_justify="left", caption_justify="left")
         for number, header in enumerate(content):
             part.add_column(header, justify="right" if number else "left", overflow="fold")
         for cells in zip(*content.values(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import traceback
@@ -11,14 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
-from forgetlab import engine
+from forgetlab import engine, modules
 from forgetlab.description import Experiment, Run, Strategy
 from forgetlab.engine import Event, Observer, TaskEnded
 from forgetlab.fingerprint import run_key
 from forgetlab.provenance import git_state, machine, packages
-from forgetlab.store import RunFolder, Store, copy_of, to_json, write_bytes, write_text
+from forgetlab.store import RunFolder, Store, copy_of, write_bytes, write_text
+
+LARGE = 10**6  # parameters of a network that must not wait for the garbage collector
 
 
 @dataclass(frozen=True)
@@ -53,18 +54,21 @@ class Recorder:
     start: float = field(default_factory=time.perf_counter)
     git: dict[str, Any] | None = field(default_factory=lambda: git_state(Path.cwd()))
     tasks: list[Mapping[str, float]] = field(default_factory=list)
+    latency: float | None = None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, TaskEnded):
             self.tasks.append(event.seconds)
-            if event.tensors:
-                write_bytes(self.folder.path / "modules" / f"task-{event.task}.safetensors", _module_file(event))
+            self.latency = event.latency
+            for name, (tensors, values) in event.files.items():
+                write_bytes(modules.path_of(self.folder, name), modules.pack(tensors, _about(event, name, values)))
             self.folder.save(event.result, self.timing())
 
     def timing(self) -> dict[str, Any]:
         return {
             "seconds": time.perf_counter() - self.start,
             "tasks": [dict(seconds) for seconds in self.tasks],
+            "latency": self.latency,
             "started": self.started.isoformat(timespec="seconds"),
             "packages": packages(),
             "git": self.git,
@@ -72,11 +76,18 @@ class Recorder:
         }
 
 
-def _module_file(event: TaskEnded) -> bytes:
-    """A task's tensors, with what they are; as one text, since safetensors writes several in any order."""
-    about = {"task": event.result.task_names[event.task], "isolation": event.run.strategy.isolation}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in event.tensors.items()}
-    return save(tensors, metadata={"about": to_json(about)})
+def _about(event: TaskEnded, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a stored file: enough to use it without the run that made it."""
+    run = event.run
+    if name == "router":
+        return {"router": run.strategy.router, "values": values}
+    shared = {"isolation": run.strategy.isolation, "model": run.model, "init": run.seed_of("init")}
+    if name == "shared":
+        return shared
+    shape = list(engine.load_scenario(run).input_shape)
+    pretrained = run.pretrain is not None
+    told = {"task": event.result.task_names[event.task], "classes": event.result.classes_per_task[event.task]}
+    return {**shared, "number": event.task, "input_shape": shape, "pretrained": pretrained, **told, **values}
 
 
 Report = Callable[[Event | RunFound | RunEnded | RunFailed], None]
@@ -122,6 +133,8 @@ def _one(experiment: Experiment, run: Run, store: Store, fresh: bool, report: Re
         report(RunFailed(run, folder, error))
     else:
         report(RunEnded(run, folder))
+    if (result := folder.result()) and result.counts["total"].get("parameters", 0) > LARGE:
+        gc.collect()  # Avalanche's objects refer to each other in circles, and hold the networks until somebody looks
     return folder
 
 

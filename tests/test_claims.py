@@ -16,7 +16,8 @@ import torch
 from forgetlab import engine, session
 from forgetlab.config import load
 from forgetlab.description import Experiment
-from forgetlab.isolation import IsolatedNetwork, Isolation
+from forgetlab.isolated import IsolatedNetwork
+from forgetlab.isolation import Isolation
 from forgetlab.metrics import forgetting, learning_accuracy
 from forgetlab.seeding import drawn_from
 from forgetlab.statistics import disjoint, t_interval
@@ -135,7 +136,7 @@ def test_a_leaked_task_id_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def _looks_at_the_task(self: IsolatedNetwork, x: torch.Tensor, task_labels: torch.Tensor) -> torch.Tensor:
     task = torch.full_like(task_labels, self.current) if self.training else task_labels.clamp(max=len(self.heads) - 1)
     self.routes = task
-    return self._spread(self.answer(int(task[0]), x), int(task[0]))
+    return self._spread({int(task[0]): self.answer(int(task[0]), x)})
 
 
 def test_a_cached_result_of_another_file_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_run_prints_its_table_on_stdout_and_what_happens_beside_it(first: Resu
 
 def test_every_run_leaves_its_folder(first: Result, folder: Path) -> None:
     usual = {"config.yaml", "result.json", "timing.json"}
-    modules = {f"modules/task-{task}.safetensors" for task in range(5)}
+    modules = {"modules/router.safetensors", *(f"modules/task-{task}.safetensors" for task in range(5))}
     for name in STRATEGIES:
         for seed in (0, 1):
             one = Store(folder / "runs").folder("tiny", name, seed)
@@ -102,8 +102,8 @@ def test_a_module_file_holds_the_tensors_of_its_task_alone(first: Result, folder
         assert shapes == {
             "head.bias": [2],
             "head.weight": [2, 16],
-            "module.parts.layers-0-0.A": [2, 64],
-            "module.parts.layers-0-0.B": [16, 2],
+            "module.parts.mlp_in-0.A": [2, 64],
+            "module.parts.mlp_in-0.B": [16, 2],
         }
         about = json.loads(label["about"])
         assert re.fullmatch(r"\d,\d", about["task"]) and about["isolation"]["name"] == "lora"

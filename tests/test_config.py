@@ -291,7 +291,7 @@ def test_pretraining(load: Load) -> None:
         "epochs": 5,
     }
     nested = load("pretrain: {scenario: {name: cards, n_tasks: 1}, objective: masked, epochs: 2}\n").pretrain
-    assert nested == {"scenario": {**cards, "n_tasks": 1}, "objective": "masked", "epochs": 2}
+    assert nested == {"scenario": {**cards, "n_tasks": 1}, "objective": "masked", "epochs": 2, "share": 0.15}
     assert refused(load, "pretrain: {epochs: 0, scenarios: cards}\n") == [
         "5:20: 'epochs': input should be greater than 0, not 0",
         "5:23: unknown key 'scenarios' in pretrain; did you mean 'scenario'?",

@@ -105,20 +105,27 @@ def test_a_broken_module_is_found(broken: type, check: checks.Check, message: st
 
 def test_a_backbone_left_in_training_mode_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen parameters are not isolation: BatchNorm's statistics leak between tasks."""
-    from forgetlab.isolation import IsolatedNetwork
+    from forgetlab.isolated import IsolatedNetwork
     from forgetlab.models import MLP
 
-    backbone = MLP((1, 8, 8), hidden=(16,))
-    backbone.layers[0].append(nn.BatchNorm1d(16))  # type: ignore[union-attr]
-    monkeypatch.setattr(isolation, "backbones", lambda plugin: [backbone.eval()])
+    def backbone(_: str) -> MLP:
+        mlp = MLP((1, 8, 8), hidden=(16,))
+        mlp.layers[0].append(nn.BatchNorm1d(16))  # type: ignore[union-attr]
+        return mlp.eval()
+
+    monkeypatch.setattr(isolation, "FAMILIES", {"mlp": backbone})
+    monkeypatch.setattr(isolation, "tiny", backbone)
+    isolation.trained.cache_clear()
     isolation.old_answers_stay(planted("isolation", GoodModule))
     monkeypatch.setattr(IsolatedNetwork, "train", nn.Module.train)
-    with pytest.raises(AssertionError, match=r"later tasks changed|training moved"):
+    isolation.trained.cache_clear()
+    with pytest.raises(AssertionError, match=r"a later task changed|training moved"):
         isolation.old_answers_stay(planted("isolation", GoodModule))
+    isolation.trained.cache_clear()
 
 
 def test_a_missing_freeze_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from forgetlab.isolation import IsolatedNetwork
+    from forgetlab.isolated import IsolatedNetwork
 
     start = IsolatedNetwork.__init__
 
@@ -127,10 +134,12 @@ def test_a_missing_freeze_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         self.backbone.requires_grad_(True)
 
     monkeypatch.setattr(IsolatedNetwork, "__init__", thawed)
-    with pytest.raises(AssertionError, match="later tasks changed"):
+    isolation.trained.cache_clear()
+    with pytest.raises(AssertionError, match="a later task changed"):
         isolation.old_answers_stay(planted("isolation", GoodModule))
     with pytest.raises(AssertionError, match="what is closed"):
         isolation.gradients_reach_the_open_module_only(planted("isolation", GoodModule))
+    isolation.trained.cache_clear()
 
 
 class L2(Regularizer):

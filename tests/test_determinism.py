@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forgetlab import config, engine
 from forgetlab.description import Experiment, Run
-from forgetlab.isolation import IsolatedNetwork
+from forgetlab.isolated import IsolatedNetwork
 from forgetlab.loop import Loop
 
 BEGIN = """

@@ -110,7 +110,7 @@ def test_more_tasks_than_classes(tmp_path: Path) -> None:
 
 def test_a_site_that_the_backbone_has_not(tmp_path: Path) -> None:
     (problem,) = told(tmp_path, BEGIN + LORA)
-    assert problem == ("[attn.q, mlp.in]}", "a mlp has no 'attn.q' to attach to; it has: mlp.in, block")
+    assert problem == ("[attn.q, mlp.in]}", "a mlp has no 'attn.q' to attach to; it has: whole, mlp.in, block")
 
 
 def test_patches_that_do_not_divide_an_image(tmp_path: Path) -> None:

@@ -22,7 +22,16 @@ OWNERS = {
 NUMERIC = {"metrics", "statistics"}
 UNKNOWN_TO_THE_ENGINE = {f"forgetlab.{name}" for name in ("tracking", "report", "cli", "config")}
 LANGUAGE = set(sys.stdlib_module_names) | {"annotated_types", "pydantic", "typing_extensions"}  # and types
-FOR_A_METHOD = {"forgetlab.plugins", "forgetlab.batch", "forgetlab.fisher"}  # and its family's contract
+FOR_A_METHOD = {"forgetlab.plugins", "forgetlab.batch", "forgetlab.fisher"}  # and its family's contracts
+CONTRACTS = {
+    "isolation": {
+        "forgetlab.isolation",
+        "forgetlab.combination",
+        "forgetlab.tuners",
+        "forgetlab.merger",
+        "forgetlab.classifier",
+    }
+}
 OF_STREAMS = ("scenario", "streams", "modifiers", "interop", "pixels")
 OF_DATA = ("text", "table", "columns", "files", "arrays", "images", "hub", "vision", "cache")
 FOR_A_SCENARIO = {f"forgetlab.{name}" for name in ("plugins", "seeding", *OF_STREAMS, *OF_DATA)}
@@ -89,7 +98,7 @@ def allowed(place: tuple[str, ...], found: Import) -> bool:
         return place[:2] == ("forgetlab", OWNERS[found.package])
     match place:
         case ("strategies", family, _):
-            known = FOR_A_METHOD | {f"forgetlab.{family}"}
+            known = FOR_A_METHOD | CONTRACTS.get(family, {f"forgetlab.{family}"})
             return found.package in LANGUAGE | {"torch"} or found.within(known)
         case ("scenarios", _) | ("scenarios", "data" | "transforms", _):
             data_library = found.late and found.package != "forgetlab"

@@ -15,7 +15,8 @@ from forgetlab import plugins
 from forgetlab.avalanche_api import CLScenario, SupervisedPlugin, stock_plugin
 from forgetlab.data import to_benchmark
 from forgetlab.description import Budget, Train
-from forgetlab.isolation import IsolatedNetwork, IsolationPlugin, Router
+from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
+from forgetlab.isolation import Router
 from forgetlab.loop import Epoch, Loop
 from forgetlab.models import MLP
 from forgetlab.network import Head, SharedNetwork

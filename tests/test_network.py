@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from forgetlab import plugins
 from forgetlab.batch import UNKNOWN
-from forgetlab.isolation import IsolatedNetwork, Isolation, Router
+from forgetlab.isolated import IsolatedNetwork
+from forgetlab.isolation import Isolation, Router
 from forgetlab.models import MLP
 from forgetlab.network import MASK, Head, Network, SharedNetwork
 

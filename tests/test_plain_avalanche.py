@@ -18,7 +18,7 @@ from forgetlab import engine, plugins
 from forgetlab.avalanche_api import BaseLogger, EvaluationPlugin, SupervisedPlugin, stock_plugin
 from forgetlab.description import Budget, Protocol, Run, Strategy, Train
 from forgetlab.fisher import fisher
-from forgetlab.isolation import IsolatedNetwork, IsolationPlugin
+from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
 from forgetlab.models import MLP
 from forgetlab.plugins import OptionError
 from forgetlab.store import Result

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from forgetlab import checks, engine
 from forgetlab.checks import isolation
+from forgetlab.checks.backbones import FAMILIES, tiny
 from forgetlab.config import load
 from forgetlab.engine import TaskEnded
-from forgetlab.isolation import IsolatedNetwork, Site
+from forgetlab.isolated import IsolatedNetwork
+from forgetlab.isolation import Site
 from forgetlab.metrics import forgetting, learning_accuracy
 from forgetlab.models import MLP, Attention, Block, Positions, ViT
 from forgetlab.plugins import OptionError, Plugin
@@ -187,8 +189,11 @@ def test_a_flat_prefix_keeps_the_promises_too(check: checks.Check) -> None:
     check(Plugin("isolation", "flat", flat_prefix))
 
 
-def test_it_fits_a_vit_alone() -> None:
-    assert [type(backbone) for backbone in isolation.backbones(Plugin("isolation", "prefix", Prefix))] == [ViT]
+def test_it_fits_what_has_attention() -> None:
+    for name in FAMILIES.keys() - {"mlp"}:
+        module = Prefix()
+        module.attach(tiny(name))
+        assert [site.role for site in module.sites] == ["attn.kv"] * 2
     with pytest.raises(OptionError, match=r"no 'attn\.kv'") as refused:
         Prefix().attach(MLP((1, 8, 8), hidden=(16,)))
     assert refused.value.option == "sites"
@@ -197,8 +202,13 @@ def test_it_fits_a_vit_alone() -> None:
 def trained(factory: type[Prefix] = Prefix) -> IsolatedNetwork:
     """A network with one trained task, its training not ended."""
     network = IsolatedNetwork(vit(), lambda: factory(LENGTH, "mlp", HIDDEN))
-    isolation.steps(network, 0)
-    return network
+    (batch,) = isolation.start(network, 0)
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        isolation.loss(network.train(), batch).backward()
+        optimizer.step()
+    return network.eval()
 
 
 def test_the_prefix_left_after_training_answers_as_the_mlp_did_to_the_bit() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +14,10 @@ import pytest
 import torch
 
 from forgetlab import engine, pretraining, session
-from forgetlab.config import load
+from forgetlab.config import load, resolved
+from forgetlab.description import Run
 from forgetlab.learners import Context
+from forgetlab.pretraining import Start
 from forgetlab.scenario import pretraining_tasks
 from forgetlab.store import Result, Store
 from forgetlab.yaml_file import FileErrors
@@ -129,7 +135,12 @@ def test_other_data_can_be_pretrained_on(file: Path) -> None:
     [
         ("{epochs: 2}", r":\d+:\d+: name a scenario to pretrain on"),
         ("{scenario: split_mnist_5k}", "another shape"),
-        ("{scenario: split_digits, objective: masked}", "only 'supervised'"),
+        ("{scenario: split_digits, objective: masked}", r":\d+:\d+: 'masked' is for token ids"),
+        ("{scenario: split_digits, objective: contrastive}", "two views of an image"),
+        ("{scenario: split_digits, augment: {crop: 9}}", "leave the window"),
+        ("{scenario: split_digits, share: 0.2}", "share is for 'objective: masked'"),
+        ("{scenario: split_digits, objective: contrastve}", "contrastive"),
+        ("{scenario: split_digits, objective: masked, share: 1.5}", "share"),
         ("{scenario: split_digit}", "did you mean 'split_digits'"),
         ("{epoch: 2}", "did you mean 'epochs'"),
     ],
@@ -138,3 +149,183 @@ def test_what_cannot_be_pretrained_is_refused(file: Path, pretrain: str, message
     file.write_text(FILE.replace(", held_back: 4", "").replace("{epochs: 8}", pretrain))
     with pytest.raises(FileErrors, match=message):
         load(file)
+
+
+TEXTS = """
+name: text
+scenario: {name: stream, data: &texts {name: text_files, path: texts, max_length: 10, test_share: 0.25}, n_tasks: 2}
+model: {name: transformer, width: 16, depth: 1, heads: 2, vocabulary: 8000}
+pretrain: {scenario: {name: stream, data: *texts, n_tasks: 2}, objective: masked, share: 0.3, epochs: 40}
+protocol: {budget: {epochs: 4}}
+train: {lr: 1e-2, batch_size: 8}
+references: [naive, ridge]
+"""
+IMAGES = """
+name: images
+scenario: {name: stream, data: digits, held_back: 4, n_tasks: 2, samples_per_task: 200}
+model: {name: cnn, widths: [8, 16]}
+pretrain: {objective: contrastive, epochs: 12, augment: {crop: 1, rotation: 20}}
+protocol: {budget: {epochs: 1}}
+train: {lr: 1e-2, batch_size: 64}
+references: [naive, ridge]
+"""
+CAUSAL = TEXTS.replace("8000}", "8000, causal: true}").replace("masked, share: 0.3", "causal")
+GAIN = {"masked": 0.1, "causal": 0.4, "contrastive": 0.08}  # of accuracy, at the least
+FILES = {"masked": TEXTS, "causal": CAUSAL, "contrastive": IMAGES}
+TOPICS = {
+    "sea": "ship sail wave wind sea shore",
+    "law": "court judge case law crime trial",
+    "food": "bread meat salt fish soup wine",
+    "game": "team goal match ball win score",
+    "sky": "sun moon star cloud rain snow",
+    "farm": "cow field grain horse farm barn",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Six topics of 16 texts, in each of which a topic's words follow one another in its order."""
+    monkeypatch.setenv("FORGETLAB_CACHE", str(tmp_path / "cache"))
+    for topic, words in TOPICS.items():
+        (tmp_path / "texts" / topic).mkdir(parents=True)
+        for i in range(16):
+            own = words.split() * 3
+            start, length = i % 6, 6 + i // 6
+            text = " ".join(own[start : start + length])
+            (tmp_path / "texts" / topic / f"{i}.txt").write_text(text)
+    return tmp_path
+
+
+def run_of(file: Path) -> Run:
+    experiment = load(file)
+    return experiment.run(experiment.entries[0], 0)
+
+
+def context_of(file: Path, starts: Path | None = None) -> Context:
+    run = run_of(file)
+    engine.set_process(run)
+    scenario = engine.load_scenario(run)
+    return Context(run, scenario, None, torch.device("cpu"), starts=starts)  # type: ignore[arg-type] - no benchmark
+
+
+@pytest.mark.parametrize("objective", FILES)
+def test_a_run_starts_from_what_it_learned_without_labels(objective: str, folder: Path) -> None:
+    file = folder / "scenario.yaml"
+    file.write_text(FILES[objective])
+    found = results(file, Store(folder / "runs"))
+    start = context_of(file, Store(folder / "runs").starts).start
+    assert isinstance(start, Start)
+    untrained = context_of(file)._untrained()
+    at_start = found["ridge"].pretrained_accuracy
+    assert (at_start[0] or 0) > start.accuracy(untrained, torch.device("cpu")) + GAIN[objective]
+    assert len(set(at_start)) == 1 and found["ridge"].metrics["pretrained_forgetting"] == 0.0
+    naive = found["naive"].pretrained_accuracy
+    assert naive[0] == at_start[0] and len(set(naive)) > 1, "fine-tuning moves the weights"
+
+
+@pytest.mark.parametrize("objective", FILES)
+def test_what_is_asked_of_test_samples_is_the_same_each_time(objective: str, folder: Path) -> None:
+    file, cpu = folder / "scenario.yaml", torch.device("cpu")
+    file.write_text(FILES[objective])
+    context = context_of(file)
+    start, backbone = context.start, context.backbone()
+    assert start is not None
+    torch.manual_seed(1)
+    before = start.accuracy(backbone.train(), cpu), start.perplexity(backbone, cpu)
+    torch.rand(5)
+    again = Start(start.tensors, start.tasks, run_of(file).pretrain or {})
+    assert (again.accuracy(backbone, cpu), again.perplexity(backbone, cpu)) == before
+    assert backbone.training, "it is left as it was"
+    assert all(torch.equal(t, start.tensors[f"backbone.{name}"]) for name, t in backbone.state_dict().items())
+    if objective == "contrastive":
+        assert before[1] is None
+    else:
+        assert 1 < 4 * (before[1] or 0) < (start.perplexity(context._untrained(), cpu) or 0)
+
+
+def test_perplexity_and_accuracy_are_those_of_a_sum_written_out(folder: Path) -> None:
+    file, cpu = folder / "scenario.yaml", torch.device("cpu")
+    file.write_text(CAUSAL)
+    context = context_of(file)
+    start, backbone = context.start, context.backbone().eval()
+    assert start is not None
+    nats, right = [], []
+    with torch.no_grad():
+        for ids in torch.cat([task.test.x for task in start.tasks]).long():
+            states: torch.Tensor = backbone.states(ids.unsqueeze(0))[0]  # type: ignore[operator]
+            for place in range(1, len(ids)):
+                if 103 < ids[place] < 8000:  # others are [UNK], and not asked
+                    output = start.tensors["backbone.embed.weight"], start.tensors["head.bias"]
+                    p = (output[0] @ states[place - 1] + output[1]).log_softmax(0)
+                    nats.append(-p[ids[place]].item())
+                    right.append(p.argmax() == ids[place])
+        backbone.embed.weight.mul_(-1)  # type: ignore[union-attr, operator] - the head's own is frozen
+    told = start.perplexity(context.backbone(), cpu)
+    assert told == pytest.approx(math.exp(sum(nats) / len(nats)), rel=1e-4)
+    assert start.accuracy(context.backbone(), cpu) == pytest.approx(sum(right) / len(right))
+    assert start.perplexity(backbone, cpu) != told
+
+
+def test_supervised_starts_have_no_perplexity(file: Path) -> None:
+    context = context_of(file)
+    assert context.start is not None and context.start.perplexity(context.backbone(), context.device) is None
+
+
+PROCESS = """
+import sys, torch
+from pathlib import Path
+from forgetlab import engine
+from forgetlab.config import load
+from forgetlab.learners import Context
+for name in sys.argv[2:]:
+    experiment = load(Path(name))
+    run = experiment.run(experiment.entries[0], 0)
+    engine.set_process(run)
+    torch.rand(7)
+    Context(run, engine.load_scenario(run), None, torch.device("cpu"), starts=Path(sys.argv[1])).start
+"""
+
+
+def test_another_process_makes_the_same_starts_to_the_bit(folder: Path) -> None:
+    ours, theirs = folder / "ours", folder / "theirs"
+    for name, content in FILES.items():
+        (folder / f"{name}.yaml").write_text(
+            content.replace("epochs: 40", "epochs: 2").replace("epochs: 12", "epochs: 2")
+        )
+        context_of(folder / f"{name}.yaml", ours).start  # noqa: B018 - a cached property
+    files = [str(folder / f"{name}.yaml") for name in FILES]
+    environment = {**os.environ, "FORGETLAB_CACHE": str(folder / "other cache")}
+    subprocess.run([sys.executable, "-c", PROCESS, str(theirs), *files], check=True, env=environment)
+    contents = [{path.name: path.read_bytes() for path in made.iterdir()} for made in (ours, theirs)]
+    assert contents[0] == contents[1] and len(contents[0]) == len(FILES)
+
+
+def test_each_setting_of_an_objective_makes_another_start(folder: Path) -> None:
+    file, made = folder / "scenario.yaml", []
+    content = IMAGES.replace("epochs: 12,", "epochs: 1,")
+    for changed in (content, content.replace("contrastive,", "contrastive, temperature: 0.1,"), content + "seeds: [1]"):
+        file.write_text(changed)
+        start = context_of(file, folder / "starts").start
+        assert start is not None
+        made.append(start.tensors["head.projection.0.weight"])
+    assert not torch.equal(made[0], made[1]) and len(list((folder / "starts").iterdir())) == 2
+
+
+def test_the_augmentation_of_the_stage_is_its_own(folder: Path) -> None:
+    file = folder / "scenario.yaml"
+    file.write_text(IMAGES)
+    run = run_of(file)
+    assert run.pretrain is not None and not run.train.augment.named
+    assert pretraining.settings(run.pretrain).augment.named == {"crop": 1, "rotation": 20.0}
+    file.write_text(IMAGES.replace(", augment: {crop: 1, rotation: 20}", "").replace("64}", "64, augment: {crop: 2}}"))
+    run = run_of(file)
+    assert run.pretrain is not None and pretraining.settings(run.pretrain).augment.named == {"crop": 2}
+    assert "augment" not in run.pretrain and run.pretrain["temperature"] == 0.5 and "share" not in run.pretrain
+
+
+def test_a_resolved_file_is_the_same_experiment(folder: Path) -> None:
+    for content in FILES.values():
+        (folder / "scenario.yaml").write_text(content)
+        experiment = load(folder / "scenario.yaml")
+        (folder / "resolved.yaml").write_text(resolved(experiment))
+        assert load(folder / "resolved.yaml") == experiment

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping
 
 from forgetlab import plugins
-from forgetlab.checks import isolation, memory, regularizer, rehearsal, router, scenario
+from forgetlab.checks import classifier, isolation, memory, merger, regularizer, rehearsal, router, scenario
 from forgetlab.checks.common import Check
 from forgetlab.plugins import Plugin
 
@@ -32,6 +32,8 @@ CHECKS: Mapping[str, tuple[Check, ...]] = {
     "memory": memory.CHECKS,
     "rehearsal": rehearsal.CHECKS,
     "router": router.CHECKS,
+    "merger": merger.CHECKS,
+    "classifier": classifier.CHECKS,
     "scenario": scenario.CHECKS,
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,12 +14,17 @@ from forgetlab.seeding import generator
 
 Check = Callable[[Plugin], None]
 CAPACITY = 20
+REQUIRED: Mapping[str, Any] = {  # what has no default and no small value of its type
+    "parts": ("lora", "adapter"),
+    "config": {"peft_type": "LORA", "target_modules": ["attn.q", "attn.k", "attn.v", "mlp.in"]},
+}
 
 
 def make(plugin: Plugin, **options: Any) -> Any:
     """Build a plug-in from its defaults; what has none gets a small value of its type."""
     required = {p.name: p.type for p in plugins.parameters(plugin) if p.required}
-    values = {name: CAPACITY if "int" in kind.lower() else 1.0 for name, kind in required.items()}
+    small = {name: CAPACITY if "int" in kind.lower() else 1.0 for name, kind in required.items()}
+    values = {name: REQUIRED.get(name, value) for name, value in small.items()}
     return plugin.factory(**plugins.arguments(plugin, {**values, **options}))
 
 

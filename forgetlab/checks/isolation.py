@@ -1,182 +1,276 @@
-"""What an isolation module promises."""
+"""What an isolation module promises, tried on a tiny backbone of each family that it fits."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from forgetlab import plugins
-from forgetlab.checks.common import inputs, make
-from forgetlab.isolation import IsolatedNetwork, Isolation
-from forgetlab.models import MLP, ViT
-from forgetlab.plugins import OptionError, Plugin
+from forgetlab.batch import Batch
+from forgetlab.checks.backbones import FAMILIES, samples, tiny
+from forgetlab.checks.common import make
+from forgetlab.encoders import TextEncoder
+from forgetlab.frozen import FrozenWork, Source
+from forgetlab.isolated import IsolatedNetwork, Merged
+from forgetlab.isolation import Isolation
+from forgetlab.options import OptionError, OptionsError
+from forgetlab.plugins import Plugin
 from forgetlab.seeding import drawn_from
 
-
-def backbones(plugin: Plugin) -> list[nn.Module]:
-    """Small backbones that the module fits, in evaluation mode."""
-    with drawn_from("checks"):
-        vit = ViT((1, 8, 8), width=16, depth=2, heads=2)
-        candidates = [vit.eval(), MLP((1, 8, 8), hidden=(16, 16)).eval()]
-    fitting = [backbone for backbone in candidates if _fits(plugin, backbone)]
-    assert fitting, f"{plugin.name} fits neither a vit nor an mlp with any of the roles it takes"
-    return fitting
+RATE, STEPS, TASKS = 0.05, 6, 3
+_only: ContextVar[str | None] = ContextVar("_only", default=None)  # the one family that is tried; None: all
 
 
-def modules(plugin: Plugin, backbone: nn.Module) -> Isolation:
-    """A module with its default sites where the backbone has them, else with those of its roles that there are."""
+def networks(plugin: Plugin, anew: bool = False) -> Iterator[IsolatedNetwork]:
+    """A network of each family that the module fits, three tasks trained; ``anew``: by this call, else a copy."""
+    found = fitting(plugin)
+    assert found, f"{plugin.name} fits no backbone with any of the roles it takes"
+    for name in found:
+        yield trained.__wrapped__(plugin, name) if anew else copy.deepcopy(trained(plugin, name))
+
+
+def fitting(plugin: Plugin) -> list[str]:
+    """The families of backbone that have a place for the module."""
+    return [name for name in FAMILIES if _only.get() in (None, name) and _fits(plugin, name)]
+
+
+@contextmanager
+def only_on(family: str) -> Iterator[None]:
+    """Inside, the checks try one family alone."""
+    token = _only.set(family)
     try:
-        module: Isolation = make(plugin)
-        module.attach(backbone)
-    except OptionError:
-        module = make(plugin, sites=["mlp.in"])
-        module.attach(backbone)
-    return module
+        yield
+    finally:
+        _only.reset(token)
 
 
-def network(plugin: Plugin, backbone: nn.Module) -> IsolatedNetwork:
-    def new() -> Isolation:
-        return make(plugin, **({} if isinstance(backbone, ViT) else {"sites": ["mlp.in"]}))
-
-    return IsolatedNetwork(copy.deepcopy(backbone), new, task_known=True)
+def untrained(plugin: Plugin, name: str) -> IsolatedNetwork:
+    backbone = tiny(name)
+    return IsolatedNetwork(backbone, lambda: _new(plugin, backbone), task_known=True)
 
 
-def steps(model: IsolatedNetwork, task: int, n: int = 3) -> None:
-    """Open a task and train it a little."""
-    model.open(task, [2 * task, 2 * task + 1])
-    model.train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    for _ in range(n):
-        optimizer.zero_grad()
-        output = model(inputs(seed=task), torch.full((12,), task))
-        nn.functional.cross_entropy(output, torch.arange(12) % 2 + 2 * task).backward()
-        optimizer.step()
+@lru_cache(maxsize=8)
+def trained(plugin: Plugin, name: str) -> IsolatedNetwork:
+    model = untrained(plugin, name)
+    for task in range(TASKS):
+        train(model, task)
+    return model
+
+
+def train(model: IsolatedNetwork, task: int, steps: int = STEPS) -> None:
+    """Open a task and train it a little, from its beginning to its end."""
+    data = start(model, task)
+    module, previous = model.module_of(task), [model.module_of(one) for one in range(task)]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE)
+    with drawn_from("checks", task):
+        for step in range(steps):
+            model.train()
+            module.step(step / steps)
+            optimizer.zero_grad()
+            loss(model, data[0]).backward()
+            optimizer.step()
     model.eval()
+    module.end(data, previous, model.shared, model.backbone)
+    module.materialise()
+
+
+def start(model: IsolatedNetwork, task: int) -> list[Batch]:
+    """Open a task and let its module begin."""
+    model.open(task, [2 * task, 2 * task + 1])
+    x = samples(model.backbone, seed=task)
+    data = [Batch(x, torch.arange(len(x)) % 2 + 2 * task, torch.full((len(x),), task))]
+    previous = [model.module_of(one) for one in range(task)]
+    known = {id(parameter) for parameter in model.parameters()}  # what an optimizer was made for
+    model.module_of(task).begin(data, previous, model.shared, model.backbone)
+    new = [name for name, parameter in model.named_parameters() if id(parameter) not in known]
+    assert not new, f"begin makes parameters that no optimizer hears of: {', '.join(new)}"
+    return data
+
+
+def loss(model: IsolatedNetwork, batch: Batch) -> Tensor:
+    value = nn.functional.cross_entropy(model(batch.x, batch.task), batch.y)
+    penalty = model.module_of(model.current).penalty()  # after the forward pass, as in training
+    return value if penalty is None else value + penalty
 
 
 def untrained_is_base(plugin: Plugin) -> None:
     """An untrained module leaves the features as they are, where the method says so; else it changes them."""
-    for backbone in backbones(plugin):
-        module = modules(plugin, backbone).eval()
-        with torch.no_grad(), module.active(backbone):
-            inside = backbone(inputs())
-        same = torch.equal(inside, backbone(inputs()))
-        assert same == module.identity_at_birth, "identity_at_birth does not say what an untrained module does"
+    for name in fitting(plugin):
+        model = untrained(plugin, name)
+        (batch,) = start(model, 0)
+        model.eval()
+        with torch.no_grad():
+            inside, bare = model.under(model.module_of(0), batch.x), model.bare(batch.x)
+        same = torch.equal(inside, bare)
+        told = f"identity_at_birth does not say what an untrained module does on a {name}"
+        assert same == model.module_of(0).identity_at_birth, told
 
 
 def train_and_evaluation_agree(plugin: Plugin) -> None:
-    """A trained module answers the same in training and in evaluation mode."""
-    for backbone in backbones(plugin):
-        model = network(plugin, backbone)
-        steps(model, 0)
-        asked = inputs(5)
-        evaluated = model(asked, torch.zeros(12, dtype=torch.int64))
-        model.train()
-        gap = (model(asked, torch.zeros(12, dtype=torch.int64)) - evaluated).abs().max().item()
-        assert gap < 1e-6, f"training and evaluation mode differ by {gap:.2g}"
+    """A module answers the same in training and in evaluation mode, unless its training draws."""
+    for model in networks(plugin):
+        (batch,) = start(model, TASKS)
+        if model.module_of(TASKS).draws:
+            continue
+        model.eval()
+        evaluated = model.answer(TASKS, batch.x)
+        gap = _relative(model.train().answer(TASKS, batch.x), evaluated)
+        assert gap < 1e-5, f"training and evaluation mode differ by {gap:.2g}"
 
 
 def old_answers_stay(plugin: Plugin) -> None:
-    """Task 0's logits on one batch are equal to the bit after tasks 1 and 2; the backbone is as it was."""
-    for backbone in backbones(plugin):
-        model = network(plugin, backbone)
-        steps(model, 0)
-        model.module_of(0).materialise()
-        before, asked = {k: v.clone() for k, v in model.backbone.state_dict().items()}, inputs(7)
-        first = model.answer(0, asked).detach()
-        steps(model, 1)
-        steps(model, 2)
-        assert torch.equal(model.answer(0, asked), first), "later tasks changed an earlier task's answers"
+    """Earlier tasks' logits on one batch are equal to the bit after another task; the backbone is as it was.
+
+    Where the newest module answers for all, it is the earlier modules' tensors that stay.
+    """
+    for model in networks(plugin, anew=True):
+        before, asked = {k: v.clone() for k, v in model.backbone.state_dict().items()}, samples(model.backbone, 7)
+        modules = [copy.deepcopy(model.modules_of[str(task)].state_dict()) for task in range(TASKS)]
+        answers = [model.answer(task, asked).detach() for task in range(TASKS)]
+        train(model, TASKS)
+        for task in range(TASKS):
+            for name, tensor in model.modules_of[str(task)].state_dict().items():
+                assert torch.equal(tensor, modules[task][name]), f"a later task moved an earlier one's {name}"
+            stays = torch.equal(model.answer(task, asked), answers[task])
+            assert stays or model.module_of(task).speaks_for_all, "a later task changed an earlier one's answers"
         for name, value in model.backbone.state_dict().items():
             assert torch.equal(value, before[name]), f"training moved the backbone's {name}"
 
 
 def gradients_reach_the_open_module_only(plugin: Plugin) -> None:
     """Every tensor of the open task gets a gradient; the backbone's and closed tasks' get none."""
-    for backbone in backbones(plugin):
-        model = network(plugin, backbone)
-        steps(model, 0)
-        model.module_of(0).materialise()
-        steps(model, 1)
+    for model in networks(plugin, anew=True):
+        (batch,) = start(model, TASKS)
         model.train()
         for parameter in model.parameters():
             parameter.grad = None
-        model(inputs(), torch.ones(12, dtype=torch.int64))[:, 2:].square().sum().backward()
-        open_ones = dict(model.module_of(1).named_parameters())
-        for name, parameter in open_ones.items():
-            reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
-            assert reached, f"no gradient reaches {name}"
-        own = {id(p) for p in (*open_ones.values(), *model.heads["1"].parameters())}
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE)
+        reached: set[str] = set()
+        for done in (0.0, 0.5, 0.99):  # what is unfrozen late, and what another tensor at 0 hides at first
+            model.module_of(TASKS).step(done)
+            optimizer.zero_grad()
+            loss(model, batch).backward()
+            optimizer.step()
+            module = model.module_of(TASKS).named_parameters()
+            reached |= {name for name, p in module if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+        missed = {name for name, _ in model.module_of(TASKS).named_parameters()} - reached
+        assert not missed, f"no gradient reaches {', '.join(sorted(missed))}"
+        own = {id(p) for p in (*model.module_of(TASKS).parameters(), *model.heads[str(TASKS)].parameters())}
         others = [name for name, p in model.named_parameters() if id(p) not in own and p.grad is not None]
         assert not others, f"gradients reach what is closed: {', '.join(others)}"
 
 
 def leaves_no_trace(plugin: Plugin) -> None:
-    """After the context, also after an error in it, the backbone is bare; a deep copy inside it carries no hook."""
-    for backbone in backbones(plugin):
-        model = network(plugin, backbone)
-        steps(model, 0)
-        bare = model.backbone(inputs())
+    """After the context, also after an error in it, the backbone is bare."""
+    for model in networks(plugin):
+        asked = samples(model.backbone, 5)
+        bare = model.bare(asked)
         try:
-            with model.module_of(0).active(model.backbone):
+            with model.module_of(0).active(model.backbone, asked):
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             pass
-        assert torch.equal(model.backbone(inputs()), bare), "a hook outlives its context"
+        assert torch.equal(model.bare(asked), bare), "a module outlives its context"
+        model.answer(0, asked)
+        assert torch.equal(model.bare(asked), bare), "a module outlives its context"
+
+
+def each_sample_for_itself(plugin: Plugin) -> None:
+    """A sample's answer does not depend on what else is in the batch, nor on its place in it."""
+    for model in networks(plugin):
+        asked = samples(model.backbone, 9)
+        order = torch.randperm(len(asked), generator=torch.Generator().manual_seed(0))
+        together = model.answer(1, asked)
+        for one in (
+            model.answer(1, asked[order])[order.argsort()],
+            torch.cat([model.answer(1, x[None]) for x in asked]),
+        ):
+            gap = _relative(one, together)
+            assert gap < 1e-4, f"the same sample in another batch is answered otherwise, by {gap:.2g}"
+
+
+def padding_changes_nothing(plugin: Plugin) -> None:
+    """More padding behind a text changes no answer."""
+    for model in networks(plugin):
+        if isinstance(model.backbone, TextEncoder):
+            asked = samples(model.backbone, 9)
+            longer = nn.functional.pad(asked, (0, 3), value=model.backbone.padding)
+            gap = _relative(model.answer(1, longer), model.answer(1, asked))
+            assert gap < 1e-4, f"padding changes the answers by {gap:.2g}"
 
 
 def materialised_answers_alike(plugin: Plugin) -> None:
-    """What is left of a trained module after its training gives the same logits to the bit, also when left again."""
-    for backbone in backbones(plugin):
-        model = network(plugin, backbone)
-        steps(model, 0)
-        trained = model.answer(0, inputs())
-        for _ in range(2):
-            model.module_of(0).materialise()
-            assert torch.equal(model.answer(0, inputs()), trained), "a materialised module answers otherwise"
+    """What is left of a trained module gives the same logits to the bit when it is left again."""
+    for model in networks(plugin):
+        asked = samples(model.backbone, 5)
+        before = model.answer(TASKS - 1, asked)
+        model.module_of(TASKS - 1).materialise()
+        assert torch.equal(model.answer(TASKS - 1, asked), before), "a materialised module answers otherwise"
 
 
 def survives_a_file(plugin: Plugin) -> None:
-    """A task's tensors, saved after training and loaded into a new network, give the same logits."""
+    """The tasks' tensors, saved and loaded into a new network, give the same logits to the bit."""
     from safetensors.torch import load, save
 
-    for backbone in backbones(plugin):
-        model = network(plugin, backbone)
-        steps(model, 0)
-        model.module_of(0).materialise()
-        stored = load(save({name: t.contiguous() for name, t in model.task_tensors(0).items()}))
-        again = network(plugin, backbone)
-        again.open(0, [0, 1])
-        again.module_of(0).materialise()
-        for part, tensors in (("module", again.modules_of["0"]), ("head", again.heads["0"])):
-            tensors.load_state_dict({k.split(".", 1)[1]: v for k, v in stored.items() if k.startswith(part)})
+    for model in networks(plugin):
+        again = IsolatedNetwork(copy.deepcopy(model.backbone), model.make, task_known=True)
+        again.shared = load(save({name: t.contiguous() for name, t in model.shared.items()}))
+        for task in range(TASKS):
+            stored = load(save({name: t.contiguous() for name, t in model.task_tensors(task).items()}))
+            again.load_task(task, model.classes_of[task], stored)
         again.eval()
-        assert torch.equal(again.answer(0, inputs()), model.answer(0, inputs())), "a loaded module answers otherwise"
+        asked = samples(model.backbone, 5)
+        for task in range(TASKS):
+            assert torch.equal(again.answer(task, asked), model.answer(task, asked)), (
+                "a loaded module answers otherwise"
+            )
 
 
 def merged_equals_attached(plugin: Plugin) -> None:
-    """Where a module gives a delta, adding it to the weights does what attaching it does."""
-    for backbone in backbones(plugin):
-        model = network(plugin, backbone)
-        steps(model, 0)
-        module, merged = model.module_of(0), copy.deepcopy(model.backbone)
-        deltas = [(site, module.delta(module.parts[site.key], site)) for site in module.sites]
-        if any(delta is None for _, delta in deltas):
-            continue
-        for site, delta in deltas:
-            merged.get_submodule(site.path).weight.data += delta.detach()  # type: ignore[union-attr, operator]
-        with module.active(model.backbone):
-            attached = model.backbone(inputs())
-        gap = (merged(inputs()) - attached).abs().max().item()
-        assert gap < 1e-5, f"merged and attached differ by {gap:.2g}"
+    """Where a module gives its changes of the weights, making them does what attaching the module does."""
+    for model in networks(plugin):
+        module, asked = model.module_of(TASKS - 1), samples(model.backbone, 5)
+        if changes := module.changes():
+            gap = _relative(model.under(Merged([module], changes), asked), model.under(module, asked))
+            assert gap < 1e-4, f"merged and attached differ by {gap:.2g}"
 
 
-def _fits(plugin: Plugin, backbone: nn.Module) -> bool:
+def frozen_work_answers_alike(plugin: Plugin) -> None:
+    """What lies below the module may be computed once and kept."""
+    for model in networks(plugin):
+        asked = samples(model.backbone, 5)
+        live = model.answer(TASKS - 1, asked)
+        model.work = FrozenWork(model.backbone)
+        for _ in range(2):
+            gap = _relative(model.answer(TASKS - 1, asked, Source.all(asked)), live)
+            assert gap < 1e-5, f"with what the frozen part gives kept, answers differ by {gap:.2g}"
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    return ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
+
+
+def _new(plugin: Plugin, backbone: nn.Module) -> Isolation:
+    """A module with its default sites where the backbone has them, else with those of its roles that there are."""
+    module: Isolation = make(plugin)
     try:
-        modules(plugin, backbone)
-    except (OptionError, plugins.OptionsError):
+        copy.copy(module).attach(backbone)
+    except OptionError:
+        module = make(plugin, sites=["mlp.in"])
+    return module
+
+
+def _fits(plugin: Plugin, name: str) -> bool:
+    try:
+        with drawn_from("checks"):
+            backbone = tiny(name)
+            _new(plugin, backbone).attach(backbone)
+    except (OptionError, OptionsError):
         return False
     return True
 
@@ -187,7 +281,10 @@ CHECKS = (
     old_answers_stay,
     gradients_reach_the_open_module_only,
     leaves_no_trace,
+    each_sample_for_itself,
+    padding_changes_nothing,
     materialised_answers_alike,
     survives_a_file,
     merged_equals_attached,
+    frozen_work_answers_alike,
 )

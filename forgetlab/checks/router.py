@@ -38,16 +38,33 @@ def finds_separated_tasks(plugin: Plugin) -> None:
     assert torch.equal(router.route(features, answers_of(features)), tasks), "well separated tasks are mixed up"
 
 
+def blurred(plugin: Plugin) -> tuple[Router, Tensor, Tensor]:
+    """The same with test features that are noisy enough to be routed wrongly here and there."""
+    router, features, tasks = separated(plugin)
+    return router, features + 3 * torch.randn(features.shape, generator=generator("checks", 7)), tasks
+
+
 def routes_each_sample_for_itself(plugin: Plugin) -> None:
-    """A sample's route is the same in any batch: alone, shuffled, or beside samples of its own task only."""
-    router, features, _ = separated(plugin)
-    features = features + 3 * torch.randn(features.shape, generator=generator("checks", 7))
+    """A sample's route is the same in any batch: alone, shuffled, or with some samples twice."""
+    router, features, _ = blurred(plugin)
     whole = router.route(features, answers_of(features))
-    order = torch.randperm(len(features), generator=generator("checks", 8))
-    shuffled = router.route(features[order], answers_of(features[order]))
-    assert torch.equal(shuffled, whole[order]), "the order of the batch changes a route"
+    assert whole.shape == (len(features),), "not one route for each sample"
+    draw = generator("checks", 8)
+    for order in (torch.randperm(len(features), generator=draw), torch.randint(len(features), (50,), generator=draw)):
+        shuffled = router.route(features[order], answers_of(features[order]))
+        assert torch.equal(shuffled, whole[order]), "the order of the batch changes a route"
     alone = torch.cat([router.route(f.unsqueeze(0), answers_of(f.unsqueeze(0))) for f in features])
     assert torch.equal(alone, whole), "the rest of the batch changes a route"
+
+
+def a_pure_batch_is_no_help(plugin: Plugin) -> None:
+    """Samples of one task only are routed as they are among others: what they share tells nothing."""
+    router, features, tasks = blurred(plugin)
+    mixed = router.route(features, answers_of(features))
+    for task in tasks.unique():
+        pure = features[tasks == task]
+        found = router.route(pure, answers_of(pure))
+        assert torch.equal(found, mixed[tasks == task]), "a batch of one task changes a route"
 
 
 def state_holds_all(plugin: Plugin) -> None:
@@ -59,4 +76,4 @@ def state_holds_all(plugin: Plugin) -> None:
     assert torch.equal(new.route(features, answers_of(features)), whole), "a restored router routes otherwise"
 
 
-CHECKS = (finds_separated_tasks, routes_each_sample_for_itself, state_holds_all)
+CHECKS = (finds_separated_tasks, routes_each_sample_for_itself, a_pure_batch_is_no_help, state_holds_all)

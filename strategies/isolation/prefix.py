@@ -12,7 +12,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from forgetlab.isolation import Isolation, Site
+from forgetlab.isolation import Isolation, Layers, Site
 from forgetlab.plugins import register
 
 
@@ -23,15 +23,19 @@ class Prefix(Isolation):
     identity_at_birth: ClassVar[bool] = False  # a prefix of zeros is no identity either: it draws attention
 
     def __init__(
-        self, length: PositiveInt = 10, reparameterization: Literal["mlp", "flat"] = "mlp", hidden: PositiveInt = 512
+        self,
+        length: PositiveInt = 10,
+        reparameterization: Literal["mlp", "flat"] = "mlp",
+        hidden: PositiveInt = 512,
+        layers: Layers = None,
     ) -> None:
-        super().__init__(("attn.kv",))
+        super().__init__(("attn.kv",), layers)
         self.length, self.reparameterization, self.hidden = length, reparameterization, hidden
         self.trunk: nn.Module | None = None  # of the MLP: what all layers share
 
     def make(self, site: Site) -> nn.Module:
         if self.reparameterization == "flat":
-            return flat(torch.randn(2, site.heads, self.length, site.head_dim))
+            return nn.ParameterDict({"prefix": torch.randn(2, site.heads, self.length, site.head_dim)})
         if self.trunk is None:
             embedding, inner = nn.Embedding(self.length, site.in_dim), nn.Linear(site.in_dim, self.hidden)
             self.trunk = nn.Sequential(embedding, inner, nn.Tanh())
@@ -49,10 +53,6 @@ class Prefix(Isolation):
         return torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
 
     def materialise(self) -> None:
-        prefixes = {site.key: self.prefix(self.parts[site.key], site).detach() for site in self.sites}
-        self.parts = nn.ModuleDict({key: flat(prefix.contiguous()) for key, prefix in prefixes.items()})
+        prefixes = {site.key: self.prefix(self.parts[site.key], site).detach().contiguous() for site in self.sites}
+        self.parts = nn.ModuleDict({key: nn.ParameterDict({"prefix": rows}) for key, rows in prefixes.items()})
         self.trunk = None
-
-
-def flat(prefix: Tensor) -> nn.Module:
-    return nn.ParameterDict({"prefix": nn.Parameter(prefix)})

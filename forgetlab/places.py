@@ -1,0 +1,102 @@
+"""Where each transformer keeps its parts, by roles that mean the same on all of them.
+
+A backbone is one of these classes itself, or wraps one as a direct child.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module path, ``*`` for the layer; where one layer holds several, part ``part`` of ``of`` of its outputs."""
+
+    path: str
+    part: int = 0
+    of: int = 1
+
+
+def _places(**paths: str | Place) -> dict[str, Place]:
+    """Roles with a dot are written with two underscores."""
+    return {role.replace("__", "."): Place(path) if isinstance(path, str) else path for role, path in paths.items()}
+
+
+_OWN = _places(
+    attn__q="blocks.*.attention.q",
+    attn__k="blocks.*.attention.k",
+    attn__v="blocks.*.attention.v",
+    attn__kv="blocks.*.attention.keys_values",
+    attn__out="blocks.*.attention.out",
+    mlp__in="blocks.*.feed_forward.inner",
+    mlp__out="blocks.*.feed_forward.outer",
+    block="blocks.*",
+    embed="positions",
+)
+_BERT = _places(
+    attn__q="encoder.layer.*.attention.self.query",
+    attn__k="encoder.layer.*.attention.self.key",
+    attn__v="encoder.layer.*.attention.self.value",
+    attn__kv="encoder.layer.*.attention.self",
+    attn__out="encoder.layer.*.attention.output.dense",
+    mlp__in="encoder.layer.*.intermediate.dense",
+    mlp__out="encoder.layer.*.output.dense",
+    block="encoder.layer.*",
+    embed="embeddings.dropout",
+)
+_VIT = _places(
+    attn__q="layers.*.attention.q_proj",
+    attn__k="layers.*.attention.k_proj",
+    attn__v="layers.*.attention.v_proj",
+    attn__kv="layers.*.attention",
+    attn__out="layers.*.attention.o_proj",
+    mlp__in="layers.*.mlp.fc1",
+    mlp__out="layers.*.mlp.fc2",
+    block="layers.*",
+    embed="embeddings.dropout",
+)
+PLACES: Mapping[str, Mapping[str, Place]] = {  # class -> role -> place
+    "ViT": _OWN,
+    "Transformer": _OWN,
+    "MLP": _places(mlp__in="layers.*.0", block="layers.*"),
+    "CNN": _places(block="layers.*"),
+    "BertModel": _BERT,
+    "RobertaModel": _BERT,
+    "GPT2Model": _places(
+        attn__q=Place("h.*.attn.c_attn", 0, 3),
+        attn__k=Place("h.*.attn.c_attn", 1, 3),
+        attn__v=Place("h.*.attn.c_attn", 2, 3),
+        attn__kv="h.*.attn",
+        attn__out="h.*.attn.c_proj",
+        mlp__in="h.*.mlp.c_fc",
+        mlp__out="h.*.mlp.c_proj",
+        block="h.*",
+        embed="drop",
+    ),
+    "DistilBertModel": _places(
+        attn__q="transformer.layer.*.attention.q_lin",
+        attn__k="transformer.layer.*.attention.k_lin",
+        attn__v="transformer.layer.*.attention.v_lin",
+        attn__kv="transformer.layer.*.attention",
+        attn__out="transformer.layer.*.attention.out_lin",
+        mlp__in="transformer.layer.*.ffn.lin1",
+        mlp__out="transformer.layer.*.ffn.lin2",
+        block="transformer.layer.*",
+        embed="embeddings.dropout",
+    ),
+    "ViTModel": _VIT,
+    "DeiTModel": _VIT,
+    "Dinov2Model": {role: Place(place.path.replace("layers.*", "encoder.layer.*")) for role, place in _VIT.items()},
+    "VisionTransformer": _places(  # timm's
+        attn__q=Place("blocks.*.attn.qkv", 0, 3),
+        attn__k=Place("blocks.*.attn.qkv", 1, 3),
+        attn__v=Place("blocks.*.attn.qkv", 2, 3),
+        attn__kv="blocks.*.attn.keys_values",
+        attn__out="blocks.*.attn.proj",
+        mlp__in="blocks.*.mlp.fc1",
+        mlp__out="blocks.*.mlp.fc2",
+        block="blocks.*",
+        embed="norm_pre",
+    ),
+}

@@ -1,0 +1,116 @@
+"""What finished runs show on a screen: tables of comparisons, and of the modules that a run keeps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from forgetlab.description import Experiment
+from forgetlab.progress import say
+from forgetlab.report import Finished
+
+if TYPE_CHECKING:
+    from forgetlab.plugins import Plugin
+    from forgetlab.store import RunFolder, Store
+
+
+def compare(store: Store, name: str, description: Mapping[str, Any], markdown: bool) -> None:
+    """The table of what was run last under a name; what else is in its folder had other settings."""
+    runs = Experiment.model_validate(description).runs()
+    plain = [run.model_dump(mode="json", exclude_none=True) for run in runs]
+    folders = [store.folder(name, run.strategy.name, run.seed) for run in runs]
+    done = finished([folder for folder, one in zip(folders, plain, strict=True) if folder.holds(one)])
+    if done and markdown:
+        from forgetlab import report
+
+        print(report.markdown(report.summarise(done), name))
+    elif done:
+        print_table(done, name)
+    if len(done) < len(runs):
+        say(f"{name}: {len(done)} of {len(runs)} runs are finished; 'forgetlab run' of its file goes on")
+
+
+def finished(folders: Sequence[RunFolder]) -> list[Finished]:
+    pairs = [(folder.result(), folder.timing()) for folder in folders]
+    return [Finished(result, timing) for result, timing in pairs if result is not None and result.finished]
+
+
+def print_table(done: list[Finished], title: str) -> None:
+    from forgetlab.report import summarise, table
+
+    console = _console()
+    console.print(f"\n[bold]{title}[/bold]")
+    console.print(table(summarise(done)))
+
+
+def print_modules(folder: RunFolder) -> None:
+    """What a run keeps of each task, and of all together."""
+    from rich.table import Table
+
+    from forgetlab import modules
+
+    files, console = modules.task_files(folder), _console()
+    if not files:
+        raise modules.ModulesError(f"{folder.path} keeps no modules; a strategy with 'isolation' keeps one per task")
+    table = Table("task", "name", "classes", "attached at", *_right("trained", "stored", "bytes"), box=None)
+    result = folder.result()
+    trained = result.counts.get("per_task", {}).get("trainable", []) if result else []
+    for task, path in files.items():
+        about, numbers, size = modules.sizes(path)
+        moved = f"{trained[task]:,}" if task < len(trained) else "-"
+        classes = ", ".join(map(str, about.get("classes", [])))
+        cells = (str(task), about["task"], classes, attached(about.get("sites", [])), moved)
+        table.add_row(*cells, f"{numbers:,}", f"{size:,}")
+    console.print(table)
+    for name in ("shared", "router"):
+        if (path := modules.path_of(folder, name)).is_file():
+            _, numbers, size = modules.sizes(path)
+            console.print(f"{name}: {numbers:,} numbers, {size:,} bytes", highlight=False)
+
+
+def _right(*names: str) -> list[Any]:
+    from rich.table import Column
+
+    return [Column(name, justify="right") for name in names]
+
+
+def attached(sites: Sequence[Mapping[str, Any]]) -> str:
+    """Roles and their layers.
+
+    >>> attached([{"role": "attn.q", "layer": 0}, {"role": "attn.v", "layer": 0}, {"role": "attn.q", "layer": 1}])
+    'attn.q 0-1, attn.v 0'
+    """
+    layers: dict[str, list[int]] = {}
+    for site in sites:
+        layers.setdefault(site["role"], []).append(site["layer"])
+    return ", ".join(f"{role} {_span(sorted(set(at)))}" for role, at in layers.items()) or "nowhere"
+
+
+def _span(numbers: list[int]) -> str:
+    gapless = numbers == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}-{numbers[-1]}" if gapless and len(numbers) > 1 else ", ".join(map(str, numbers))
+
+
+def plugin_text(plugin: Plugin) -> str:
+    """What a plug-in is: its docstring, paper, and parameters with types and defaults."""
+    from forgetlab import plugins
+
+    module = inspect.getmodule(plugin.factory)
+    title = f"{plugin.kind} {plugin.name}: {plugins.KINDS[plugin.kind].meaning}"
+    texts = [title, inspect.getdoc(plugin.factory), inspect.getdoc(module)]
+    lines = [
+        f"  {p.name}: {p.type} ({'required' if p.required else f'default {p.default!r}'})"
+        for p in plugins.parameters(plugin)
+    ]
+    texts.append("\n".join(["Parameters:", *lines]) if lines else "No parameters.")
+    return "\n\n".join(text for text in texts if text)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 140)
+    return console
