@@ -46,7 +46,7 @@ run: setup
 	$(BIN)/forgetlab run experiments/split_digits.yaml experiments/split_digits_task.yaml
 
 test: setup
-	$(BIN)/python -m pytest -ra
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra -n auto --dist loadfile
 
 bench: setup
 	$(BIN)/python -m benchmarks

@@ -1,6 +1,7 @@
 """Where each transformer keeps its parts, by roles that mean the same on all of them.
 
-A backbone is one of these classes itself, or wraps one as a direct child.
+A backbone is one of these classes itself, or wraps one as a direct child. One of your own says it itself, in a class
+attribute: ``places = {"block": "layers.*", "mlp.in": "layers.*.0"}``, ``*`` for the layer.
 """
 
 from __future__ import annotations
@@ -100,3 +101,11 @@ PLACES: Mapping[str, Mapping[str, Place]] = {  # class -> role -> place
         embed="norm_pre",
     ),
 }
+
+
+def places_of(module: object) -> Mapping[str, Place] | None:
+    """A module's roles and where they are, by its own word or by its class; None where nothing is known."""
+    own: Mapping[str, str | Place] | None = getattr(type(module), "places", None)
+    if own is None:
+        return PLACES.get(type(module).__name__)
+    return {role: place if isinstance(place, Place) else Place(place) for role, place in own.items()}

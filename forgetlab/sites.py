@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from forgetlab.places import PLACES, Place
+from forgetlab.places import Place, places_of
 from forgetlab.plugins import OptionError
 
 LinearRole = Literal["attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.out"]  # one linear layer
@@ -68,9 +68,8 @@ def transformer(backbone: nn.Module) -> tuple[nn.Module, str]:
     Raises:
         OptionError: there is none.
     """
-    named = [("", backbone), *backbone.named_children()]
-    for path, module in named:
-        if type(module).__name__ in PLACES:
+    for path, module in [("", backbone), *backbone.named_children()]:
+        if places_of(module) is not None:
             return module, path
     raise OptionError(f"a {type(backbone).__name__.lower()} has no known sites to attach to", "sites")
 
@@ -78,7 +77,7 @@ def transformer(backbone: nn.Module) -> tuple[nn.Module, str]:
 def blocks(backbone: nn.Module) -> list[nn.Module]:
     """The layers, first to last."""
     inner, _ = transformer(backbone)
-    return [inner.get_submodule(path) for path in _paths(inner, PLACES[type(inner).__name__]["block"].path)]
+    return [inner.get_submodule(path) for path in _paths(inner, (places_of(inner) or {})["block"].path)]
 
 
 def find_sites(backbone: nn.Module, roles: Iterable[str], layers: Layers = None) -> list[Site]:
@@ -88,7 +87,7 @@ def find_sites(backbone: nn.Module, roles: Iterable[str], layers: Layers = None)
         OptionError: the backbone has no such place.
     """
     inner, prefix = transformer(backbone)
-    places = {**PLACES[type(inner).__name__]}
+    places = {**(places_of(inner) or {})}
     places["whole"] = Place("")
     if "attn.kv" in places:  # a sequence goes through the layers, and may be longer
         places |= {"tokens": places["block"], "side": places["block"]}

@@ -88,7 +88,7 @@ def by_hand(h: Tensor, part: Bottleneck) -> Tensor:
 
 
 def part_of(module: Isolation, path: str) -> Bottleneck:
-    part = module.parts[path.replace(".", "-")]
+    part = module.parts[next(site.key for site in module.sites if site.path == path)]
     assert isinstance(part, Bottleneck)
     return part
 

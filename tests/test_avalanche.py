@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from forgetlab import plugins, sites
+from forgetlab import plugins
 from forgetlab.avalanche_api import (
     BaseLogger,
     DataAttribute,
@@ -318,7 +318,7 @@ class Normalised(nn.Module):
 
 
 def test_batch_norm_stays_as_it_was_below_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sites.PLACES, "Normalised", {"mlp.in": "layer"})  # type: ignore[arg-type]
+    monkeypatch.setattr(Normalised, "places", {"mlp.in": "layer", "block": "layer"}, raising=False)
     moved = {}
     for make in (isolated, SharedNetwork):
         backbone = Normalised()
