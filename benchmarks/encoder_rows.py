@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks import ours
 from benchmarks.measure import Aim, Comparison, Side, seconds
-from forgetlab import frozen, plugins
+from forgetlab import frozen, modules, plugins
 from forgetlab.description import Budget, Protocol, Run, Strategy, Train
 from forgetlab.isolated import IsolatedNetwork
 from forgetlab.loop import make_optimizer
@@ -66,7 +66,8 @@ def newsgroups(n: int, tokens: int) -> Scenario:
 
 
 def comparisons(work: TextWork) -> list[Comparison]:
-    return [once(work, "linear_probe", 4.0), once(work, "ladder", 2.5), lora_and_peft(work)]
+    kept = [once(work, "linear_probe", 4.0), once(work, "ladder", 2.5)]
+    return [*kept, lora_and_peft(work), answering(work, merged=True), answering(work, merged=False)]
 
 
 def once(work: TextWork, module: str, bound: float) -> Comparison:
@@ -103,11 +104,38 @@ def lora_and_peft(work: TextWork) -> Comparison:
     return Comparison("LoRA, HF peft", text, _ours(work, batches), _peft(work, batches), aim, 2 * work.pairs + 1)
 
 
+def answering(work: TextWork, merged: bool) -> Comparison:
+    """A forward pass with a task's LoRA, in the weights or beside them, and one of the bare encoder."""
+    x = work.scenario.tasks[0].train.x[: 2 * work.batch_size]
+    network = _isolated(work).eval()
+    backbone, module = copy.deepcopy(work.backbone).eval(), network.module_of(0)
+    if merged:
+        parts = modules.merged(network, 0).items()
+        backbone.load_state_dict({k.removeprefix("backbone."): t for k, t in parts if k.startswith("backbone.")})
+
+    def timed(answer: Any) -> Side:
+        def side() -> float:
+            with ours.globals_of_the_engine(), torch.no_grad():
+                return seconds(lambda: answer(x))
+
+        return side
+
+    mine = timed(backbone) if merged else timed(lambda x: network.under(module, x))
+    aim = Aim("ours / theirs", "<=", 1.05) if merged else Aim("ours / theirs")
+    name = f"answering, LoRA {'merged' if merged else 'attached'}, bare encoder"
+    return Comparison(name, f"{work.sizes}, {len(x)} texts; rank 8 at q and v", mine, timed(work.backbone), aim, 2 * work.pairs + 1)
+
+
+def _isolated(work: TextWork) -> IsolatedNetwork:
+    network = IsolatedNetwork(copy.deepcopy(work.backbone), lambda: plugins.build("isolation", "lora"))
+    network.open(0, list(work.scenario.tasks[0].classes))
+    return network
+
+
 def _ours(work: TextWork, batches: list[Samples]) -> Side:
     def side() -> float:
         with ours.globals_of_the_engine():
-            network = IsolatedNetwork(copy.deepcopy(work.backbone), lambda: plugins.build("isolation", "lora"))
-            network.open(0, list(work.scenario.tasks[0].classes))
+            network = _isolated(work)
             return _steps(network.train(), lambda x: network(x, torch.zeros(len(x), dtype=torch.int64)), batches)
 
     return side

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import bare, ours
+from benchmarks import bare, encoder_rows, ours
+from benchmarks.encoder_rows import TextWork
 from benchmarks.measure import Aim, Comparison
 from benchmarks.rows import Work, comparisons
 from forgetlab.network import Head, SharedNetwork
@@ -84,3 +85,15 @@ def test_a_ratio_is_the_median_of_the_pairs_and_the_warm_up_is_not_counted() -> 
 )
 def test_an_aim_says_what_has_to_hold(aim: Aim, ratio: float, holds: bool | None) -> None:
     assert aim.holds(ratio) is holds
+
+
+def test_the_encoders_rows_are_measured() -> None:
+    """Two layers, few texts of noise: that each row does its work; what it takes is not looked at."""
+    ids = torch.randint(1000, 2000, (16, 8), generator=torch.Generator().manual_seed(0))
+    samples = Samples(ids.int(), torch.arange(16) % 2)
+    scenario = Scenario((Task("0", samples, samples, (0, 1)),), ("a", "b"), True, tokenizer="minilm")
+    work = TextWork("noise", scenario, epochs=2, batch_size=4, layers=1, steps=2, pairs=1)
+    rows = [comparison.row() for comparison in encoder_rows.comparisons(work)]
+    assert len(rows) == len({row["name"] for row in rows}) == 5
+    assert all(row["ratio"] > 0 and "n = 16, 8 tokens, batch 4" in row["work"] for row in rows)
+    assert "kept 0.0 MiB" in rows[0]["work"]  # 16 x 384 numbers

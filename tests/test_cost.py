@@ -180,7 +180,7 @@ def test_our_modules_cost_what_was_measured_elsewhere(our_table: dict[str, Cost]
 
 
 def test_our_modules_keep_activations_in_the_measured_order(our_table: dict[str, Cost]) -> None:
-    """Rows 2 % apart may change places: our prompt enters behind the embedding's norm, and so keeps less than peft's."""
+    """Rows 2 % apart may change places: our prompt enters behind the embedding's norm and keeps less."""
     for less, (_, _, expected) in OURS.items():
         for more, (_, _, larger) in OURS.items():
             if larger.saved > 1.02 * expected.saved:
