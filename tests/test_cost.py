@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,6 +18,15 @@ from forgetlab.encoders import TextEncoder
 from forgetlab.isolated import IsolatedNetwork
 from forgetlab.models import ViT
 from forgetlab.seeding import generator
+
+
+@pytest.fixture(autouse=True)
+def _as_torch_starts() -> Iterator[None]:
+    """A run in another test of this process may have set its globals."""
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(True)
+    yield
+    torch.backends.mha.set_fastpath_enabled(was)
 
 
 class Step(NamedTuple):
