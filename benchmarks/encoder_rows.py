@@ -123,7 +123,9 @@ def answering(work: TextWork, merged: bool) -> Comparison:
     mine = timed(backbone) if merged else timed(lambda x: network.under(module, x))
     aim = Aim("ours / theirs", "<=", 1.05) if merged else Aim("ours / theirs")
     name = f"answering, LoRA {'merged' if merged else 'attached'}, bare encoder"
-    return Comparison(name, f"{work.sizes}, {len(x)} texts; rank 8 at q and v", mine, timed(work.backbone), aim, 2 * work.pairs + 1)
+    return Comparison(
+        name, f"{work.sizes}, {len(x)} texts; rank 8 at q and v", mine, timed(work.backbone), aim, 2 * work.pairs + 1
+    )
 
 
 def _isolated(work: TextWork) -> IsolatedNetwork:
