@@ -21,7 +21,7 @@ PROJECTIONS = {  # files of ours that read files or show results, and so cannot 
     "scenario_file", "session", "shelf", "tracking", "ui", "yaml_file",
 }  # fmt: skip
 ARITHMETIC = ("torch", "avalanche-lib", "numpy")  # packages whose version can change a number,
-OPTIONAL = ("transformers", "tokenizers", "kornia")  # also where they are installed
+OPTIONAL = ("transformers", "tokenizers", "kornia", "peft", "timm")  # also where they are installed
 
 
 def run_key(run: Run, scenario: Scenario) -> str:
