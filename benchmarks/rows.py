@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader, Subset
 
 from benchmarks import bare, ours, stock
 from benchmarks.measure import Aim, Comparison, Side, seconds
+from forgetlab.assembly import built
 from forgetlab.batch import Batch
 from forgetlab.data import batches
 from forgetlab.fisher import Variant, fisher
-from forgetlab.learners import Sequential, built
+from forgetlab.learners import Sequential
 from forgetlab.loop import EVALUATION_BATCH
 from forgetlab.scenario import Scenario
 from forgetlab.seeding import generator
@@ -134,7 +135,7 @@ def evaluation(work: Work) -> Comparison:
 
 
 def replay(work: Work) -> Comparison:
-    memory = {"name": "reservoir", "capacity": work.memory, "draw": work.batch_size}
+    memory = {"name": "reservoir", "capacity": work.memory}
 
     def mine() -> float:
         with ours.globals_of_the_engine():

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from forgetlab.assembly import built
 from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.classifier import Classifier
 from forgetlab.data import TensorTask, batches
 from forgetlab.frozen import Source
 from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
-from forgetlab.learners import Context, Counts, Learner, Scores, Tensors, built
+from forgetlab.learners import Context, Counts, Learner, Scores, Tensors
 from forgetlab.ledger import byte_count, count
 from forgetlab.loop import TensorPath
 from forgetlab.network import MASK

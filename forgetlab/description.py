@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 Spec = dict[str, Any]  # {"name": a plug-in's name, its options...}, all defaults filled in
 Varied = Literal["class_order", "init", "data_order"]
 ORACLE = "oracle"  # the router's name where the task is told
+REGULARIZATION = ("regularizer", "projection", "regime")  # the kinds of plug-in that stand under that key
 
 
 class Frozen(BaseModel):
@@ -81,12 +82,22 @@ class Train(Frozen):
         return self
 
 
-class Replay(Frozen):
-    """A memory, and optionally the loss on what it draws and a constraint on the gradient."""
+class General(Frozen):
+    """A fixed set from elsewhere that is trained on beside every batch."""
 
-    memory: Spec
-    rehearsal: Spec | None = None
-    projection: Spec | None = None
+    ratio: PositiveFloat = 0.25  # of its samples for each new one
+    data: Spec | None = None  # by default what the backbone was pretrained on
+
+
+class Replay(Frozen):
+    """What old or other samples a step has beside the new ones, and what is done with them."""
+
+    memory: Spec | None = None
+    sampler: Spec | None = None  # by default each kept sample is equally likely
+    rehearsal: Spec | None = None  # by default the cross-entropy over new and drawn samples
+    projection: Spec | None = None  # in the rehearsal's place: the drawn samples constrain the step
+    depth: PositiveInt | None = None  # the block that kept samples enter; by default they are kept as they came
+    general: General | None = None
 
 
 class Strategy(Frozen):
@@ -95,8 +106,9 @@ class Strategy(Frozen):
     name: str
     reference: Spec | None = None
     replay: Replay | None = None
-    regularization: Spec | None = None
+    regularization: tuple[Spec, ...] | None = None  # penalties, projections and regimes that act together
     isolation: Spec | None = None
+    shared: Literal[True] | None = None  # all tasks train one module, as they would the network
     router: Spec | None = None
     merge: Spec | None = None  # in the router's place: one change, made of the tasks', answers for all
     classifier: Spec | None = None  # in the heads' place, on the features of the bare backbone or of ``isolation``

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab import plugins
+from forgetlab.assembly import built
 from forgetlab.data import to_benchmark
 from forgetlab.description import Run
 from forgetlab.isolated import Files
-from forgetlab.learners import Context, Learner, Scores, Sequential, built
+from forgetlab.learners import Context, Learner, Scores, Sequential
 from forgetlab.loop import Epoch
 from forgetlab.metrics import own_metrics, prequential_accuracy, pretrained_forgetting
 from forgetlab.scenario import Scenario

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, PositiveInt
 from pydantic_core import PydanticCustomError
 
 from forgetlab import plugins
-from forgetlab.description import ORACLE, Frozen, Replay, Spec, Strategy, Train
+from forgetlab.description import ORACLE, REGULARIZATION, Frozen, General, Replay, Spec, Strategy, Train
 from forgetlab.scenario_file import Place, ScenarioFile
 
 REFERENCES = ("naive", "joint", "separate", "ridge")  # unless the file names its own
@@ -19,13 +19,14 @@ ROUTER = "prototype"  # unless the task is told
 COMBINED = "combined"  # the isolation plug-in of several modules
 FAMILIES = ("replay", "regularization", "isolation", "classifier", "avalanche")
 ANSWERS = ("router", "merge")  # who answers for isolation's modules
-REPLAY = ("memory", "rehearsal", "projection")
+REPLAY = ("memory", "sampler", "rehearsal", "projection")
 AVALANCHE = ("plugin", "strategy")
 MEANINGLESS = {  # beside isolation
     "replay": "the module of one task never sees samples of another, so there is nothing to replay",
     "regularization": "the module of each task starts afresh, so there is nothing old to be penalised",
     "avalanche": "what Avalanche trains is the backbone, which isolation keeps as it is",
 }
+OR_SHARED = "; 'shared: true' makes one module of them, which all tasks train"
 ALONE = "a classifier has no meaning with {}: it answers by itself, from frozen features"
 FOR_ALL = "{} has no meaning here: {} has one module that answers for all tasks"
 
@@ -38,6 +39,13 @@ def _folder_name(name: str) -> str:
 
 
 FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
+class Beside(Frozen):
+    """What stands in a replay beside its plug-ins."""
+
+    depth: PositiveInt | None = None
+    general: General | None = None
 
 
 class Name(Frozen):
@@ -96,14 +104,16 @@ def _entry(file: ScenarioFile, given: Any, place: Place, task_known: bool | None
     if not isinstance(given, dict):
         file.refuse(place, "an entry must be a mapping, such as {replay: {memory: reservoir}}")
         return None
-    known = file.known(given, ("name", *FAMILIES, *ANSWERS, "train"), place)
+    known = file.known(given, ("name", *FAMILIES, "shared", *ANSWERS, "train"), place)
     misspelt = len(known) < len(given)
     given = {key: value for key, value in known.items() if value is not None}
     if not misspelt and not given.keys() & set(FAMILIES):
         file.refuse(place, f"an entry needs at least one of {', '.join(FAMILIES)}")
     _refuse_meaningless(file, given, place)
     parts: dict[str, Any] = {f: READERS[f](file, given[f], (*place, f)) for f in FAMILIES if f in given}
-    if "isolation" in given and "classifier" not in given:
+    if "shared" in given:
+        parts["shared"] = True
+    elif "isolation" in given and "classifier" not in given:
         parts |= _answers(file, given, parts["isolation"], place, task_known)
     train = given.get("train", {})
     options = dict(file.section(Train, train, (*place, "train")))
@@ -118,27 +128,41 @@ def _refuse_meaningless(file: ScenarioFile, given: Mapping[str, Any], place: Pla
     if "classifier" in given:
         for other in sorted({*FAMILIES, *ANSWERS} - {"classifier", "isolation"} & given.keys()):
             file.refuse(place, ALONE.format(other))
+    elif given.get("shared"):
+        _refuse_shared(file, given, place)
     elif "isolation" in given:
-        for other in MEANINGLESS.keys() & given.keys():
-            file.refuse(place, f"isolation has no meaning with {other}: {MEANINGLESS[other]}")
+        for other in sorted(MEANINGLESS.keys() & given.keys()):
+            hint = "" if other == "avalanche" else OR_SHARED
+            file.refuse(place, f"isolation has no meaning with {other}: {MEANINGLESS[other]}{hint}")
     elif "router" in given:
         file.refuse(place, "a router has no meaning without isolation: it chooses among modules of tasks")
     elif "merge" in given:
         file.refuse(place, "merge has no meaning without isolation: it makes one of the changes of all tasks")
 
 
+def _refuse_shared(file: ScenarioFile, given: Mapping[str, Any], place: Place) -> None:
+    if given["shared"] is not True:
+        file.refuse((*place, "shared"), "'shared' is true or left out")
+    if "isolation" not in given:
+        file.refuse((*place, "shared"), "'shared' has no meaning without isolation: it makes one module of all tasks'")
+    for other in sorted({*ANSWERS, "avalanche"} & given.keys()):
+        file.refuse((*place, other), f"{other!r} has no meaning here: one module answers for all tasks", of_key=True)
+
+
 def _names(parts: Mapping[str, Any], task_known: bool | None) -> list[str]:
     """What an entry without a name is called: its plug-ins, in the order of the families."""
-    specs = [getattr(parts.get("replay"), part, None) for part in REPLAY]
+    replay = parts.get("replay")
+    specs = [getattr(replay, part, None) for part in REPLAY]
+    specs += [{"name": "general"} if getattr(replay, "general", None) else None]
     specs += [
-        parts.get("regularization"),
+        *(parts.get("regularization") or ()),
         *_members(parts.get("isolation")),
         parts.get("merge"),
         parts.get("classifier"),
     ]
     if not (task_known and parts.get("router") == {"name": ORACLE}):
         specs.append(parts.get("router"))
-    names = [spec["name"] for spec in specs if spec]
+    names = [spec["name"] for spec in specs if spec] + (["shared"] if "shared" in parts else [])
     return names + [parts["avalanche"][key] for key in AVALANCHE if key in parts.get("avalanche", {})]
 
 
@@ -190,11 +214,28 @@ def _avalanche(file: ScenarioFile, given: Any, place: Place) -> Spec | None:
     return None
 
 
+def _regularization(file: ScenarioFile, given: Any, place: Place) -> tuple[Spec, ...] | None:
+    """What holds old knowledge; several in a list act together."""
+    if not isinstance(given, list):
+        file.shorthands[(*place, 0)] = place
+        given = [given]
+    specs = [file.spec(REGULARIZATION, item, (*place, i)) for i, item in enumerate(given)]
+    found = tuple(spec for spec in specs if spec)
+    return found if len(found) == len(given) > 0 else None
+
+
 def _replay(file: ScenarioFile, given: Any, place: Place) -> Replay | None:
     if not isinstance(given, dict):
         file.refuse(place, "'replay' must be a mapping, such as {memory: reservoir}")
         return None
-    asked = [part for part in REPLAY if part == "memory" or given.get(part) is not None]
+    general, depth = given.get("general"), given.get("depth")
+    plain = dict(file.section(Beside, {"depth": depth} if depth is not None else {}, place))
+    if general is not None:
+        plain["general"] = _general(file, general, (*place, "general"))
+    asked = [part for part in REPLAY if given.get(part) is not None or (part == "memory" and general is None)]
+    if "memory" not in asked:
+        for part in (*asked, *(["depth"] if depth is not None else [])):
+            file.refuse((*place, part), f"{part!r} has no meaning without a memory", of_key=True)
     found: dict[str, plugins.Plugin] = {}
     specs: dict[str, Spec] = {}
     for part in asked:
@@ -202,14 +243,26 @@ def _replay(file: ScenarioFile, given: Any, place: Place) -> Replay | None:
         if named and (plugin := file.plugin((part,), named["name"], (*place, part))):
             found[part], specs[part] = plugin, dict(named)
     options = {part: [option.name for option in plugins.parameters(found[part])] for part in found}
-    flat = {key: value for key, value in given.items() if key not in REPLAY}
+    flat = {key: value for key, value in given.items() if key not in (*REPLAY, *Beside.model_fields)}
     if len(found) == len(asked):
-        flat = file.known(flat, dict.fromkeys([*REPLAY, *chain(*options.values())]), place)
+        flat = file.known(flat, dict.fromkeys([*REPLAY, *Beside.model_fields, *chain(*options.values())]), place)
     for key, value in flat.items():
         if owners := [part for part in options if key in options[part]]:
             _share_out(file, key, value, owners, specs, place)
     parts = {part: file.options(found[part], specs[part], (*place, part)) for part in found}
-    return Replay.model_validate(parts) if len(found) == len(asked) and all(parts.values()) else None
+    whole = len(found) == len(asked) and all(parts.values()) and (general is None) == (plain["general"] is None)
+    return Replay.model_validate({**plain, **parts}) if whole else None
+
+
+def _general(file: ScenarioFile, given: Any, place: Place) -> General | None:
+    if not isinstance(given, dict):
+        file.refuse(place, "'general' must be a mapping, such as {ratio: 0.25}")
+        return None
+    data = given.get("data")
+    spec = None if data is None else file.spec(("data",), data, (*place, "data"))
+    ratio = {key: value for key, value in given.items() if key != "data"}
+    section = file.section(General, ratio, place)
+    return None if data is not None and spec is None else section.model_copy(update={"data": spec})
 
 
 def _share_out(
@@ -229,7 +282,7 @@ def _share_out(
 
 READERS = {
     "replay": _replay,
-    "regularization": lambda file, given, place: file.spec(("regularizer", "projection"), given, place),
+    "regularization": _regularization,
     "isolation": _isolation,
     "classifier": lambda file, given, place: file.spec(("classifier",), given, place),
     "avalanche": _avalanche,

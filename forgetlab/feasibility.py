@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from forgetlab import augmentation, inspection, knowledge, plugins, pretraining, stock
+from forgetlab import augmentation, composition, inspection, knowledge, plugins, pretraining, stock
+from forgetlab.adapted import refuse_unshareable
+from forgetlab.assembly import built
 from forgetlab.avalanche_api import stock_plugin
 from forgetlab.batch import Batch
-from forgetlab.description import ORACLE, Experiment, Spec, Strategy, Train
+from forgetlab.description import ORACLE, REGULARIZATION, Experiment, Spec, Strategy, Train
 from forgetlab.isolation import Isolation
-from forgetlab.learners import built
 from forgetlab.loop import OWN_BATCHES, Loop, TensorPath, stock_loop
 from forgetlab.network import SharedNetwork
 from forgetlab.plugins import OptionError
@@ -38,7 +39,7 @@ def problems(experiment: Experiment) -> list[Problem]:
         backbone, x = _backbone(found, experiment, references)
         found += _augment_problems(experiment.train, ("train",), x)
         for i, entry in enumerate(experiment.strategies):
-            found += _entry_problems(entry, ("strategies", i), backbone, x)
+            found += _entry_problems(entry, ("strategies", i), experiment, backbone, x)
             if "augment" in entry.train:
                 found += _augment_problems(_train(experiment, entry), ("strategies", i, "train"), x)
             found += _stock_problems(entry, ("strategies", i), experiment, backbone)
@@ -103,12 +104,14 @@ def _model(spec: Spec, x: Tensor, tokenizer: str | None) -> nn.Module:
     return backbone
 
 
-def _entry_problems(entry: Strategy, place: Place, backbone: nn.Module | None, x: Tensor) -> list[Problem]:
+def _entry_problems(
+    entry: Strategy, place: Place, experiment: Experiment, backbone: nn.Module | None, x: Tensor
+) -> list[Problem]:
     found: list[Problem] = []
     for kind, where, spec in _methods(entry):
         _try(found, (*place, *where), kind, spec, lambda kind=kind, spec=spec: built(kind, spec))
-    for where in _projections(entry):
-        found.append(((*place, *where), "projections of the gradient cannot be carried out in this version yet"))
+    if not found:
+        found += [((*place, *where), message) for where, message in composition.problems(entry, experiment, backbone)]
     if (isolation := entry.isolation) is not None and backbone is not None:
         what = f"{isolation['name']} does not fit a {type(backbone).__name__.lower()}: "
         _try(
@@ -116,7 +119,7 @@ def _entry_problems(entry: Strategy, place: Place, backbone: nn.Module | None, x
             (*place, "isolation"),
             "isolation",
             isolation,
-            lambda: _fits(isolation, entry.merge is not None, backbone, x),
+            lambda: _fits(isolation, entry, backbone, x),
             what,
         )
     return found
@@ -160,12 +163,11 @@ def _augment_problems(train: Train, place: Place, x: Tensor) -> list[Problem]:
 
 def _methods(entry: Strategy) -> Iterator[tuple[str, Place, Spec]]:
     """The plug-ins of an entry that can be built alone: kind, where they stand, spec."""
-    if entry.replay is not None:
-        yield "memory", ("replay", "memory"), entry.replay.memory
-        if entry.replay.rehearsal is not None:
-            yield "rehearsal", ("replay", "rehearsal"), entry.replay.rehearsal
-    if entry.regularization is not None and not _is_projection(entry.regularization):
-        yield "regularizer", ("regularization",), entry.regularization
+    for part in ("memory", "sampler", "rehearsal", "projection") if entry.replay is not None else ():
+        if (spec := getattr(entry.replay, part)) is not None:
+            yield part, ("replay", part), spec
+    for i, spec in enumerate(entry.regularization or ()):
+        yield plugins.kind_of(spec["name"], REGULARIZATION), ("regularization", i), spec
     if entry.router is not None and entry.router["name"] != ORACLE:
         yield "router", ("router",), entry.router
     if entry.merge is not None:
@@ -174,27 +176,18 @@ def _methods(entry: Strategy) -> Iterator[tuple[str, Place, Spec]]:
         yield "classifier", ("classifier",), entry.classifier
 
 
-def _projections(entry: Strategy) -> Iterator[Place]:
-    if entry.replay is not None and entry.replay.projection is not None:
-        yield "replay", "projection"
-    if entry.regularization is not None and _is_projection(entry.regularization):
-        yield ("regularization",)
-
-
-def _is_projection(spec: Spec) -> bool:
-    return spec["name"] not in plugins.available("regularizer")
-
-
-def _fits(spec: Spec, merged: bool, backbone: nn.Module, x: Tensor) -> None:
+def _fits(spec: Spec, entry: Strategy, backbone: nn.Module, x: Tensor) -> None:
     """Attach a module and send samples through."""
     module: Isolation = built("isolation", spec)
+    if entry.shared:
+        refuse_unshareable(module)
     module.attach(backbone)
     module.query = backbone(x) if module.asks else None
     module.begin(
         [Batch(x, torch.zeros(len(x), dtype=torch.int64), torch.zeros(len(x), dtype=torch.int64))], [], {}, backbone
     )
     given = tuple(module.features(backbone, x).shape)
-    if merged and not module.changes():
+    if entry.merge is not None and not module.changes():
         raise OptionError(f"{spec['name']} is no change of the weights, so there is nothing to merge")
     if given != (wanted := tuple(backbone(x).shape)):
         raise ValueError(f"features of {given} where the backbone alone gives {wanted}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from forgetlab import plugins
-from forgetlab.description import ORACLE, Run, Spec
+from forgetlab.description import ORACLE, REGULARIZATION, Run, Spec
 from forgetlab.scenario import Scenario, Task, pretraining_tasks
 
 PROJECTIONS = {  # files of ours that read files or show results, and so cannot change a number
@@ -63,9 +63,9 @@ def plugin_specs(run: Run) -> list[tuple[str, Spec]]:
         ("scenario", run.scenario),
         ("model", run.model),
         ("reference", strategy.reference),
-        ("memory", replay.memory if replay else None),
-        ("rehearsal", replay.rehearsal if replay else None),
-        ("regularizer", strategy.regularization),
+        *((part, getattr(replay, part, None)) for part in ("memory", "sampler", "rehearsal", "projection")),
+        ("data", replay.general.data if replay and replay.general else None),
+        *((plugins.kind_of(spec["name"], REGULARIZATION), spec) for spec in strategy.regularization or ()),
         ("isolation", strategy.isolation),
         ("router", router),
         ("merger", strategy.merge),

@@ -18,7 +18,7 @@ from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.data import batches
 from forgetlab.frozen import FrozenWork, Source
 from forgetlab.isolation import Isolation, Router, Shared, Site
-from forgetlab.loop import TensorPath
+from forgetlab.loop import progress
 from forgetlab.merger import Merger
 from forgetlab.network import MASK, Head, Network
 from forgetlab.seeding import drawn_from
@@ -225,10 +225,7 @@ class IsolationPlugin(SupervisedPlugin):
         module.begin(Data(strategy), previous, network.shared, network.backbone)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        updates = strategy.budget.updates if isinstance(strategy, TensorPath) else None
-        steps = updates or strategy.train_epochs * len(strategy.dataloader)
-        module = strategy.model.module_of(strategy.model.current)
-        module.step(strategy.clock.train_exp_iterations / steps)
+        strategy.model.module_of(strategy.model.current).step(progress(strategy))
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         penalty = strategy.model.module_of(strategy.model.current).penalty()

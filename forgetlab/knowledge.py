@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from forgetlab import plugins
-from forgetlab.description import ORACLE, Experiment, Strategy
+from forgetlab.description import ORACLE, REGULARIZATION, Experiment, Strategy
 from forgetlab.scenario import Scenario
 
 Problem = tuple[tuple[str | int, ...], str]
@@ -39,12 +39,14 @@ def problems(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]:
                 yield ("strategies", i, *family), WHY[need]
 
 
-def _needs(entry: Strategy) -> Iterator[tuple[tuple[str, ...], frozenset[str]]]:
+def _needs(entry: Strategy) -> Iterator[tuple[tuple[str | int, ...], frozenset[str]]]:
     """What each part of an entry needs, with its keys in the file."""
     if entry.replay is not None:
-        yield ("replay", "memory"), _of("memory", entry.replay.memory)
-    if entry.regularization is not None and entry.regularization["name"] in plugins.available("regularizer"):
-        yield ("regularization",), _of("regularizer", entry.regularization)
+        for part in ("memory", "sampler", "rehearsal", "projection"):
+            if (spec := getattr(entry.replay, part)) is not None:
+                yield ("replay", part), _of(part, spec)
+    for i, spec in enumerate(entry.regularization or ()):
+        yield ("regularization", i), _of(plugins.kind_of(spec["name"], REGULARIZATION), spec)
     if entry.isolation is not None:
         yield ("isolation",), _of("isolation", entry.isolation)
         if entry.router is not None and entry.router["name"] != ORACLE:

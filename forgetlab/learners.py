@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import CLScenario, SupervisedPlugin, held_bytes, stock_plugin
+from forgetlab.adapted import Adapted
+from forgetlab.assembly import built, plugins_of
+from forgetlab.avalanche_api import CLScenario, SupervisedPlugin, held_bytes
 from forgetlab.description import ORACLE, Run, Spec
 from forgetlab.frozen import FrozenWork
 from forgetlab.isolated import Files, IsolatedNetwork, IsolationPlugin
 from forgetlab.ledger import KEPT, STEP, Ledger, Price, byte_count, count, kept
-from forgetlab.loop import HEAD, Epoch, Loop, TensorPath, stock_loop
+from forgetlab.loop import Epoch, Loop, TensorPath, stock_loop
 from forgetlab.network import Network, SharedNetwork
 from forgetlab.pretraining import Start, start
 from forgetlab.scenario import Scenario
@@ -57,6 +58,14 @@ class Context:
         with drawn_from("init", self.run.seed_of("init")):
             return built("model", self.run.model, input_shape=self.scenario.input_shape).to(self.device)
 
+    def adapted(self) -> nn.Module:
+        """The starting backbone, under a module where all tasks train that."""
+        strategy, backbone = self.run.strategy, self.backbone()
+        if not strategy.shared:
+            return backbone
+        with drawn_from("module", self.run.seed_of("init")):
+            return Adapted(backbone, built("isolation", strategy.isolation or {})).to(self.device)
+
     def work(self, backbone: nn.Module) -> FrozenWork | None:
         """Where what a frozen backbone computes is kept, if it is to be."""
         return FrozenWork(backbone, json.dumps(self.run.model, sort_keys=True)) if self.run.reuse_frozen else None
@@ -64,7 +73,7 @@ class Context:
     def shared_network(self, task_known: bool) -> SharedNetwork:
         protocol = self.run.protocol
         return SharedNetwork(
-            self.backbone(),
+            self.adapted(),
             head=protocol.head,
             loss_classes=protocol.loss_classes,
             task_known=task_known,
@@ -177,7 +186,7 @@ class Sequential(Learner):
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         network, stock = self._network(), context.run.strategy.avalanche or {}
-        self.plugins = self._plugins(network)
+        self.plugins = plugins_of(context, network)
         self.ledger = None if "strategy" in stock else Ledger()
         plugins = [*self.plugins, *([self.ledger] if self.ledger else [])]
         self.loop = context.loop(network, plugins, stock=stock if "strategy" in stock else None)
@@ -224,7 +233,7 @@ class Sequential(Learner):
 
     def _network(self) -> Network:
         run, strategy = self.context.run, self.context.run.strategy
-        if strategy.isolation is None:
+        if strategy.isolation is None or strategy.shared:
             return self.context.shared_network(self.context.scenario.task_known_at_test)
         spec, router, backbone = strategy.isolation, strategy.router, self.context.backbone()
         return IsolatedNetwork(
@@ -236,23 +245,6 @@ class Sequential(Learner):
             seed=run.seed_of("init"),
             work=self.context.work(backbone),
         ).to(self.context.device)
-
-    def _plugins(self, network: Network) -> list[SupervisedPlugin]:
-        strategy = self.context.run.strategy
-        found: list[Any] = []
-        if strategy.replay is not None:
-            found.append(built("memory", strategy.replay.memory))
-            if strategy.replay.rehearsal is not None:
-                found[-1].rehearsal = built("rehearsal", strategy.replay.rehearsal)
-        if strategy.regularization is not None:
-            found.append(built("regularizer", strategy.regularization))
-        if strategy.isolation is not None:
-            found.append(IsolationPlugin())
-        for plugin in found:
-            plugin.seed = self.context.run.seed_of("data_order")
-        if strategy.avalanche is not None and "plugin" in strategy.avalanche:
-            found.append(stock_plugin(strategy.avalanche, model=network, cwr_layer_name=HEAD))
-        return found
 
 
 def scores(loop: TensorPath, context: Context, task: int) -> Scores:
@@ -269,11 +261,6 @@ def scores(loop: TensorPath, context: Context, task: int) -> Scores:
         if right.any():
             found["accuracy_given_route"] = loop.correct[right].double().mean().item()
     return found
-
-
-def built(kind: str, spec: Spec, **given: Any) -> Any:
-    """Build a plug-in from its resolved spec."""
-    return plugins.build(kind, spec["name"], {key: value for key, value in spec.items() if key != "name"}, **given)
 
 
 def memory_bytes(keepers: list[Any], model: nn.Module) -> int | None:

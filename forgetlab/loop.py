@@ -250,6 +250,12 @@ def stock_loop(spec: Mapping[str, Any], **settings: Any) -> TensorPath:
         return new_class(name, (TensorPath, strategy))(**settings, of_strategy=arguments)
 
 
+def progress(strategy: Any) -> float:
+    """The share of a task's steps that are behind, below 1."""
+    updates = strategy.budget.updates if isinstance(strategy, TensorPath) else None
+    return strategy.clock.train_exp_iterations / (updates or strategy.train_epochs * len(strategy.dataloader))
+
+
 def carry_over(old: Optimizer, new: Optimizer, old_names: dict[int, str], new_names: dict[int, str]) -> None:
     """Give a new optimizer the old one's state by parameter name; rows that a parameter has grown by start at zero."""
     states = {old_names[id(p)]: state for p, state in old.state.items()}

@@ -170,8 +170,8 @@ def alone(path: Path, backbone: nn.Module) -> IsolatedNetwork:
 
     A module that builds on those of earlier tasks needs the whole run: `load`.
     """
+    from forgetlab.assembly import built
     from forgetlab.isolated import IsolatedNetwork
-    from forgetlab.learners import built
 
     stored = read(path)
     spec: Spec = stored.about["isolation"]

@@ -33,6 +33,7 @@ class Network(MultiTaskModule, ABC):
         self.backbone, self.task_known, self.seed = backbone, task_known, seed
         self.n_features: int = backbone.n_features  # type: ignore[assignment]
         self.classes_of: dict[int, list[int]] = {}
+        self.general: Head | None = None  # over data from elsewhere, in training alone
 
     @abstractmethod
     def open(self, task: int, classes: Sequence[int]) -> None:
@@ -60,7 +61,8 @@ class Network(MultiTaskModule, ABC):
 
     def stored(self) -> dict[str, Tensor]:
         """All tensors that must be kept to answer."""
-        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+        state = {name: tensor.detach() for name, tensor in self.state_dict().items()}
+        return {name: tensor for name, tensor in state.items() if not name.startswith("general.")}
 
 
 class Head(nn.Module):
@@ -166,11 +168,11 @@ class SharedNetwork(Network):
             return self.head(features)
         if task_labels is None:
             every = {task: torch.full((len(x),), task, device=x.device) for task in self.classes_of}
-            return {task: self._logits(features, labels) for task, labels in every.items()}
-        return self._logits(features, task_labels)
+            return {task: self.answer(features, labels) for task, labels in every.items()}
+        return self.answer(features, task_labels)
 
-    def _logits(self, features: Tensor, task: Tensor) -> Tensor:
-        """(B, d), (B,) -> (B, width)"""
+    def answer(self, features: Tensor, task: Tensor) -> Tensor:
+        """The logits of features. (B, d), (B,) -> (B, width)"""
         if isinstance(self.head, TaskHeads):
             return self.head.answer(features, task, self.classes_of, self.width)
         logits = self.head(features)

@@ -15,7 +15,7 @@ import inspect
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -45,6 +45,7 @@ __all__ = [
     "build",
     "discover",
     "find",
+    "kind_of",
     "load_file",
     "named",
     "parameters",
@@ -74,9 +75,11 @@ KINDS: Mapping[str, Kind] = {
     "model": Kind("a backbone", given=("input_shape",)),
     "reference": Kind("what every comparison is held against"),
     "memory": Kind("which old samples are kept and drawn", "replay"),
+    "sampler": Kind("which of the kept samples are drawn", "replay"),
     "rehearsal": Kind("the loss on new and drawn samples", "replay"),
     "regularizer": Kind("a penalty that holds old knowledge", "regularization"),
     "projection": Kind("a constraint on the gradient", "regularization"),
+    "regime": Kind("rates, and what is done to the weights between tasks", "regularization"),
     "isolation": Kind("what one task adds to a frozen backbone", "isolation"),
     "router": Kind("which task's module answers a sample", "isolation"),
     "merger": Kind("how the tasks' changes become one that answers for all", "isolation"),
@@ -152,6 +155,12 @@ def find(kind: str, name: str) -> Plugin:
     failed = "".join(f"; the package {package!r} did not load: {why}" for package, why in _broken.items())
     has = f"; there are: {', '.join(names)}" if names else "; there is none yet"
     raise UnknownPlugin(f"no {kind} {name!r}{suggestion(name, names) or has}{failed}")
+
+
+def kind_of(name: str, kinds: Iterable[str]) -> str:
+    """The first of these kinds that has a plug-in of this name (of the first, where none has)."""
+    kinds = tuple(kinds)
+    return next((kind for kind in kinds if name in available(kind)), kinds[0])
 
 
 def resolve(kind: str, name: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from forgetlab.batch import Batch
 from forgetlab.data import TensorLoader, TensorTask, batches, together
@@ -54,6 +55,20 @@ class Start:
             return self._mean(backbone, device, lambda b, _: (backbone(b.x) @ weight.T + bias).argmax(1) == b.y)
         objective = self._objective(backbone, device)
         return self._mean(backbone, device, lambda batch, names: objective.right(backbone, batch.x, names))
+
+    def loss(self, device: torch.device) -> Callable[[nn.Module, Tensor, Tensor, int], Tensor]:
+        """The pretraining's loss on its own samples, under the head as it was at its end, which stays so."""
+        if self.pretrain["objective"] == SUPERVISED:
+            weight, bias = (self.tensors[f"head.{name}"].to(device) for name in ("weight", "bias"))
+            return lambda backbone, x, y, _: F.cross_entropy(backbone(x) @ weight.T + bias, y)
+        made: list[Objective] = []  # of the first backbone that comes: the objective reads its shape alone
+
+        def by_objective(backbone: nn.Module, x: Tensor, _: Tensor, step: int) -> Tensor:
+            if not made:
+                made.append(self._objective(backbone, device).requires_grad_(False))
+            return made[0].loss(backbone, x, [("general", step, row) for row in range(len(x))])
+
+        return by_objective
 
     def perplexity(self, backbone: nn.Module, device: torch.device) -> float | None:
         """e to the mean of -log p(piece), over what `accuracy` counts; None where no pieces of text are told."""

@@ -1,15 +1,16 @@
-"""Regularization: a penalty that keeps the model near what it knew.
+"""Regularization: what keeps the model near what it knew.
 
-A method is a final subclass of `Regularizer`: the penalty, and what is learned at a task's end to compute it. The
-contract owns Avalanche's hooks, so a regularizer also runs in an Avalanche script.
+A method is a final subclass of `Regularizer` (a penalty, and what is learned at a task's end to compute it), of
+`Projection` (a constraint on each step's gradient) or of `Regime` (rates, and what is done to the weights between
+tasks). The contracts own Avalanche's hooks, so each also runs in an Avalanche script.
 """
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
@@ -18,35 +19,46 @@ from torch import Tensor, nn
 from forgetlab.avalanche_api import MultiTaskModule, SupervisedPlugin, avalanche_forward
 from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.data import batches
+from forgetlab.seeding import generator
 
-__all__ = ["UNKNOWN", "Batch", "Regularizer", "answers", "frozen_copy", "logits", "padded", "quadratic"]
+__all__ = [
+    "UNKNOWN",
+    "Batch",
+    "Keeper",
+    "Projection",
+    "Regime",
+    "Regularizer",
+    "Tensors",
+    "answers",
+    "frozen_copy",
+    "logits",
+    "padded",
+    "quadratic",
+]
 
 
-class Regularizer(SupervisedPlugin, ABC):
-    """Adds strength * penalty to the loss from the second task on."""
+Tensors = dict[str, Tensor]  # by parameter name
+
+
+class Keeper(SupervisedPlugin, ABC):
+    """What is learned at a task's end and kept for the next."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"boundaries"})  # "passes" too where `consolidate` reads its data
     kept: ClassVar[tuple[str, ...]] = ()  # attributes that the next task needs: tensors by name, or plain values
 
-    def __init__(self, strength: NonNegativeFloat) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.strength = strength
         self.seed = 0
         self.tasks = 0  # consolidated so far
-
-    @abstractmethod
-    def penalty(self, model: nn.Module, batch: Batch, output: Tensor) -> Tensor:
-        """A scalar, before it is multiplied by the strength; asked for from the second task on."""
-
-    @abstractmethod
-    def consolidate(self, model: nn.Module, data: Iterable[Batch]) -> None:
-        """Learn what the penalty needs, at a task's end, from that task's training data."""
 
     def begin(self, model: nn.Module) -> None:
         """Called before a task's first step, when the model has grown for it."""
 
     def observe(self, model: nn.Module, loss: Tensor) -> None:
         """Called after each step, while the gradients are still there."""
+
+    def consolidate(self, model: nn.Module, data: Iterable[Batch]) -> None:
+        """Learn what the next tasks need, at a task's end, from that task's training data."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What is kept: tensors and plain values."""
@@ -67,12 +79,6 @@ class Regularizer(SupervisedPlugin, ABC):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self.begin(strategy.model)
 
-    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        if self.tasks:
-            fields = strategy.mbatch
-            batch = Batch(fields[0], fields[1], fields[-1] if len(fields) > 2 else torch.zeros_like(fields[1]))
-            strategy.loss = strategy.loss + self.strength * self.penalty(strategy.model, batch, strategy.mb_output)
-
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         self.observe(strategy.model, strategy.loss)
 
@@ -83,6 +89,91 @@ class Regularizer(SupervisedPlugin, ABC):
         self.consolidate(strategy.model, data)
         strategy.model.train(was_training)
         self.tasks += 1
+
+
+class Regularizer(Keeper):
+    """Adds strength * penalty to the loss from the second task on."""
+
+    from_start: ClassVar[bool] = False  # whether the first task is penalised too
+
+    def __init__(self, strength: NonNegativeFloat) -> None:
+        super().__init__()
+        self.strength = strength
+
+    @abstractmethod
+    def penalty(self, model: nn.Module, batch: Batch, output: Tensor) -> Tensor:
+        """A scalar, before it is multiplied by the strength."""
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        if self.tasks or self.from_start:
+            fields = strategy.mbatch
+            batch = Batch(fields[0], fields[1], fields[-1] if len(fields) > 2 else torch.zeros_like(fields[1]))
+            strategy.loss = strategy.loss + self.strength * self.penalty(strategy.model, batch, strategy.mb_output)
+
+
+class Projection(Keeper):
+    """Changes each step's gradient so that what was learned is not undone.
+
+    ``references`` says which gradients on remembered samples it asks for: "none", that on one "mixed" batch of all old
+    tasks, or that on each of the old "tasks". Those it has from a ``memory``, so it stands beside one in a file.
+    """
+
+    references: ClassVar[Literal["none", "mixed", "tasks"]] = "none"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: Any = None  # a forgetlab.replay.Memory, where references are asked for
+        self._generator = generator("projection", self.seed, 0)
+
+    @abstractmethod
+    def project(self, gradient: Tensors, references: Sequence[Tensors]) -> Tensors:
+        """The gradient of a step instead of the one at hand; ``references`` may be empty, as in the first task."""
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, **kwargs)
+        self._generator = generator("projection", self.seed, strategy.clock.train_exp_counter)
+
+    def after_backward(self, strategy: Any, **kwargs: Any) -> None:
+        moving = {name: p for name, p in strategy.model.named_parameters() if p.grad is not None}
+        gradient = {name: p.grad for name, p in moving.items()}
+        references = [self._gradient(strategy, moving, batch) for batch in self._remembered(strategy)]
+        for name, projected in self.project(gradient, references).items():
+            moving[name].grad = projected
+
+    def _remembered(self, strategy: Any) -> Iterable[Batch]:
+        """The batches on which references are taken, of tasks that ended."""
+        if self.references == "none" or not self.tasks:
+            return []
+        if self.references == "mixed":
+            return self.memory.recalled(self._generator)
+        return self.memory.by_task()
+
+    def _gradient(self, strategy: Any, moving: Mapping[str, nn.Parameter], batch: Batch) -> Tensors:
+        loss = strategy._criterion(logits(strategy.model, batch), batch.y)
+        found = torch.autograd.grad(loss, [*moving.values()], allow_unused=True)
+        return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(moving.items(), found, strict=True)}
+
+
+class Regime(Keeper):
+    """How training goes: a parameter's rate, and what is done to the weights before, between and after steps.
+
+    `begin` comes before a task's first step, `observe` after each, `consolidate` at the task's end.
+    """
+
+    def rate(self, name: str, task: int) -> float:
+        """The factor on a parameter's learning rate in this task."""
+        return 1.0
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, **kwargs)
+        names = {p: name for name, p in strategy.model.named_parameters()}
+        groups: list[dict[str, Any]] = []
+        for group in strategy.optimizer.param_groups:
+            by_rate: dict[float, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                by_rate.setdefault(self.rate(names[p], self.tasks), []).append(p)
+            groups += [{**group, "params": ps, "lr": group["lr"] * factor} for factor, ps in by_rate.items()]
+        strategy.optimizer.param_groups = groups
 
 
 def quadratic(model: nn.Module, weight: Mapping[str, Tensor], centre: Mapping[str, Tensor]) -> Tensor:

@@ -1,79 +1,68 @@
 """Replay: a memory of old samples that are trained on again beside the new ones.
 
-A method is a final subclass of `Memory` (what is kept and drawn) or of `Rehearsal` (the loss on what was drawn, where
-that is not the plain cross-entropy). The contract owns Avalanche's hooks, so a memory also runs in an Avalanche script.
+A method is a composition of final classes: a `Memory` (what is kept), a `Sampler` (what of it is drawn), a `Rehearsal`
+(the loss on new and drawn samples, where that is not the plain cross-entropy), and in the place of the last a
+`forgetlab.regularization.Projection` (a constraint on the step). The contracts own Avalanche's hooks, so a memory also
+runs in an Avalanche script.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from forgetlab import latent
 from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.batch import Batch
+from forgetlab.data import TensorLoader, batches
 from forgetlab.network import MASK
 from forgetlab.seeding import generator
+from forgetlab.slots import Slots, equal_shares
 
-__all__ = ["MASK", "Batch", "Memory", "Rehearsal", "Slots"]
+__all__ = ["MASK", "Batch", "Memory", "Rehearsal", "Sampler", "Slots", "equal_shares"]
 
 
-class Slots:
-    """A fixed number of places for samples, as tensors on the run's device."""
+class Sampler(ABC):
+    """Which of the kept samples are drawn, where not each is equally likely."""
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.filled = 0
-        self.tensors: dict[str, Tensor] = {}
-
-    def __len__(self) -> int:
-        return self.filled
-
-    def write(self, places: Tensor, batch: Batch) -> None:
-        """Put sample i of the batch into places[i]; places may lie at most at the end of what is filled.
-
-        Logits get wider as classes come: those of samples that are here already are filled up with MASK.
-        """
-        for name, value in {"x": batch.x, "y": batch.y, "task": batch.task, **batch.extra}.items():
-            kept = self.tensors.get(name)
-            if kept is None:
-                kept = value.new_zeros((self.capacity, *value.shape[1:]))
-            elif kept.shape[1:] != value.shape[1:]:
-                kept = F.pad(kept, (0, value.shape[-1] - kept.shape[-1]), value=MASK)
-            kept[places] = value.detach()
-            self.tensors[name] = kept
-        if len(places):
-            self.filled = max(self.filled, int(places.max()) + 1)
-
-    def keep_highest(self, batch: Batch, key: Tensor) -> None:
-        """Of what is here and the batch, keep the samples with the highest keys of each class, in equal shares."""
-        here, y, keys = self.filled, batch.y, key
-        if here:
-            y, keys = torch.cat([self.tensors["y"][:here], y]), torch.cat([self.tensors["key"][:here], key])
-        stays = highest_of_each(y, keys, self.capacity)
-        new, gone = stays[here:].nonzero().squeeze(1), (~stays[:here]).nonzero().squeeze(1)
-        places = torch.cat([gone, torch.arange(here, self.capacity, device=y.device)])[: len(new)]
-        self.write(places, batch._replace(extra={**batch.extra, "key": key}).rows(new))
-
-    def read(self, places: Tensor) -> Batch:
-        """The samples in these places."""
-        rows = {name: tensor[places] for name, tensor in self.tensors.items()}
-        return Batch(rows.pop("x"), rows.pop("y"), rows.pop("task"), rows)
+    @abstractmethod
+    def choose(self, slots: Slots, n: int, new: Batch, model: nn.Module, rate: float, generator: Generator) -> Tensor:
+        """The places of at most n kept samples, for a step on the ``new`` ones at this learning rate. -> (n,)"""
 
 
 class Rehearsal(ABC):
     """The loss on new and drawn samples, where it is not the cross-entropy over both."""
 
     keeps_logits: ClassVar[bool] = False  # whether samples are to be stored with their logits of that moment
+    always: ClassVar[bool] = False  # whether it stands also where nothing is drawn; the drawn batch is empty then
+    from_scratch: ClassVar[bool] = False  # whether each task is the memory's samples alone, for a model started anew
 
     @abstractmethod
     def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
         """A scalar; ``output`` holds the logits of the new samples, then of the drawn ones."""
+
+    def begin(self, model: nn.Module) -> None:  # noqa: B027 - may be empty
+        """Called before a task's first step, when the model has grown for it."""
+
+    def end(self, model: nn.Module, slots: Slots) -> None:  # noqa: B027 - may be empty
+        """Called at a task's end, when the memory is that of after the task; the model is in evaluation mode."""
+
+    def answer(self, model: nn.Module, x: Tensor, output: Tensor) -> Tensor:
+        """What is answered at test instead of the model's logits. (B, ...), (B, C) -> (B, C)"""
+        return output
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What is kept beside the samples: tensors and plain values."""
+        return {}, {}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:  # noqa: B027 - may be empty
+        """Take back what `state` gave."""
 
 
 class Memory(SupervisedPlugin, ABC):
@@ -81,88 +70,181 @@ class Memory(SupervisedPlugin, ABC):
 
     The incoming batch alone is stored, never what was drawn; a task's samples pass by once, in its first epoch, however
     long it is trained; but again in every epoch where their logits are kept, which are to be those of the whole way.
-    ``draw`` is the number of old samples per step, by default as many as there are new ones.
+    ``ratio`` is how many old samples a step has for each new one.
     """
 
-    def __init__(self, capacity: PositiveInt, draw: PositiveInt | None = None) -> None:
+    needs: ClassVar[frozenset[str]] = frozenset()  # "boundaries", "passes": what `end` has to be told or allowed
+    inside: bool = False  # whether what is drawn enters inside of the network, by `answers`
+    has_slots: ClassVar[bool] = True  # whether samples are kept in ``slots``, so that a sampler can choose
+
+    def __init__(self, capacity: PositiveInt, ratio: PositiveFloat = 1.0) -> None:
         super().__init__()
-        self.slots, self.draw = Slots(capacity), draw
+        self.slots, self.ratio = Slots(capacity), ratio
+        self.sampler: Sampler | None = None
         self.rehearsal: Rehearsal | None = None
+        self.depth: int | None = None  # the block that kept samples enter; those below it are frozen
+        self.joins = True  # whether steps are trained on what is drawn; a projection only looks at it
         self.seed = 0
         self.replayed = 0  # samples drawn in this task
+        self.model: nn.Module | None = None  # as it is in training
         self._generator = generator("memory", self.seed, 0)
         self._incoming: Batch | None = None
         self._drawn: Batch | None = None
+        self._start: dict[str, Tensor] = {}
 
     @abstractmethod
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:
         """Keep some of the incoming samples, with what is in ``batch.extra``; ``output`` are their logits."""
+
+    def end(self, model: nn.Module, data: Iterable[Batch], generator: Generator) -> None:
+        """Called at a task's end with its training data; the model is in evaluation mode."""
+
+    def __len__(self) -> int:
+        """How many samples can be drawn."""
+        return len(self.slots)
 
     def sample(self, n: int, generator: Generator) -> Batch:
         """Draw n different samples, each set equally likely, or all where there are fewer."""
         places = torch.randperm(len(self.slots), generator=generator)[:n]
         return self.slots.read(places.to(self.slots.tensors["y"].device))
 
+    def recalled(self, generator: Generator) -> list[Batch]:
+        """One batch of the tasks that ended, of ``ratio`` samples for each new one, every set equally likely."""
+        assert self._incoming is not None
+        old = self._old()
+        n = max(1, round(self.ratio * len(self._incoming.y)))
+        chosen = old[torch.randperm(len(old), generator=generator)[:n].to(old.device)]
+        self.replayed += len(chosen)
+        return [self.slots.read(chosen)] if len(chosen) else []
+
+    def by_task(self) -> list[Batch]:
+        """All that is kept of the tasks that ended, task by task."""
+        old = self._old()
+        tasks = self.slots.tensors["task"][old] if len(old) else old
+        self.replayed += len(old)
+        return [self.slots.read(old[tasks == task]) for task in tasks.unique().tolist()]
+
+    def _old(self) -> Tensor:
+        """The places of tasks that ended."""
+        assert self._incoming is not None
+        if not len(self.slots):
+            return torch.empty(0, dtype=torch.int64)
+        return (self.slots.tensors["task"][: len(self.slots)] != self._incoming.task[0]).nonzero().squeeze(1)
+
+    def keep_inside(self, network: Any, depth: int) -> None:
+        """Keep samples as what enters a block (latent replay: Pellegrini et al. 2020, https://arxiv.org/abs/1912.01100).
+
+        The blocks below are frozen, so that what is kept does not age.
+        """
+        self.depth, self.inside = depth, True
+        latent.freeze(network.backbone, depth)
+
+    def encode(self, model: Any, batch: Batch) -> Batch:
+        """A batch as it is kept."""
+        return batch if self.depth is None else latent.encode(model.backbone, batch, self.depth)
+
+    def answers(self, model: Any, drawn: Batch) -> Tensor:
+        """The logits of drawn samples that enter ``inside`` of the network. -> (B, C)"""
+        assert self.depth is not None and self._incoming is not None
+        return model.answer(latent.features(model.backbone, drawn, self.depth, self._incoming.x), drawn.task)
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What is kept: tensors and plain values."""
-        return dict(self.slots.tensors), {"filled": self.slots.filled}
+        """What is kept, with what the rehearsal keeps: tensors and plain values."""
+        tensors, values = self.rehearsal.state() if self.rehearsal else ({}, {})
+        beside = {f"rehearsal/{name}": tensor for name, tensor in tensors.items()}
+        return {**self.slots.tensors, **beside}, {
+            "filled": self.slots.filled,
+            **({"rehearsal": values} if values else {}),
+        }
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
-        self.slots.tensors, self.slots.filled = dict(tensors), values["filled"]
+        beside = {name.removeprefix("rehearsal/"): t for name, t in tensors.items() if name.startswith("rehearsal/")}
+        if self.rehearsal:
+            self.rehearsal.restore(beside, values.get("rehearsal", {}))
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("rehearsal/")}
+        self.slots.tensors, self.slots.filled = own, values["filled"]
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._generator = generator("memory", self.seed, strategy.clock.train_exp_counter)
-        self.replayed = 0
+        self.model, self.replayed = strategy.model, 0
+        if self.rehearsal is not None:
+            self.rehearsal.begin(strategy.model)
+            if self.rehearsal.from_scratch:
+                self._start_anew(strategy)
+
+    def _start_anew(self, strategy: Any) -> None:
+        """Keep of the task what is to be kept, and train a new model on all that is kept."""
+        for batch in batches(strategy.experience.dataset, strategy.train_mb_size, strategy.device):
+            self.store(batch, batch.y.new_zeros(len(batch.y), 0, dtype=torch.float32), self._generator)
+        for name, tensor in strategy.model.state_dict().items():
+            first = self._start.get(name)
+            if first is None:
+                first = tensor.clone()
+            elif tensor.dim():  # rows that have come since are as nothing has trained them yet
+                first = torch.cat([first, tensor[len(first) :]])
+            self._start[name] = first
+            tensor.copy_(first)
+        kept = self.slots.read(torch.arange(len(self.slots), device=strategy.device))
+        task, seed = strategy.clock.train_exp_counter, self.seed
+        columns = (kept.x, kept.y, kept.task)
+        strategy.dataloader = TensorLoader(
+            columns, strategy.train_mb_size, lambda epoch: generator("order", seed, task, epoch)
+        )
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         fields = strategy.mbatch
         x, y, task = fields[0], fields[1], fields[-1] if len(fields) > 2 else torch.zeros_like(fields[1])
         self._incoming, self._drawn = Batch(x, y, task), None
-        if len(self.slots):
-            self._drawn = self.sample(self.draw or len(y), self._generator)
-            self.replayed += len(self._drawn.y)
-            drawn = self._drawn
-            joined = [torch.cat(pair) for pair in ((x, drawn.x), (y, drawn.y), (task, drawn.task))]
-            strategy.mbatch = joined[: len(fields)]
+        alone = self.rehearsal is not None and self.rehearsal.from_scratch
+        if len(self) and self.joins and not alone:
+            drawn = self._drawn = self._draw(strategy, self._incoming)
+            self.replayed += len(drawn.y)
+            if not self.inside:
+                joined = [torch.cat(pair) for pair in ((x, drawn.x), (y, drawn.y), (task, drawn.task))]
+                strategy.mbatch = joined[: len(fields)]
+
+    def _draw(self, strategy: Any, new: Batch) -> Batch:
+        n = max(1, round(self.ratio * len(new.y)))
+        if self.sampler is None:
+            return self.sample(n, self._generator)
+        rate = strategy.optimizer.param_groups[0]["lr"]
+        return self.slots.read(self.sampler.choose(self.slots, n, new, strategy.model, rate, self._generator))
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
-        if self.rehearsal is not None and self._drawn is not None and self._incoming is not None:
-            x, n = strategy.mbatch[0], len(self._incoming.y)  # what the model saw: augmented, where that is asked for
-            new, drawn = self._incoming._replace(x=x[:n]), self._drawn._replace(x=x[n:])
-            strategy.loss = self.rehearsal.loss(strategy.model, new, drawn, strategy.mb_output)
+        if self._incoming is None or (self._drawn is None and not (self.rehearsal and self.rehearsal.always)):
+            return
+        x, n, output = strategy.mbatch[0], len(self._incoming.y), strategy.mb_output
+        new = self._incoming._replace(x=x[:n])  # what the model saw: augmented, where that is asked for
+        drawn = new.rows(torch.arange(0)) if self._drawn is None else self._drawn
+        if self.inside:
+            output = torch.cat([output, self.answers(strategy.model, drawn)]) if len(drawn.y) else output
+        else:
+            drawn = drawn._replace(x=x[n:])
+        if self.rehearsal is not None:
+            strategy.loss = self.rehearsal.loss(strategy.model, new, drawn, output)
+        elif self.inside:
+            strategy.loss = F.cross_entropy(output, torch.cat([new.y, drawn.y]))
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        keeps_logits = self.rehearsal is not None and self.rehearsal.keeps_logits
-        if self._incoming is not None and (keeps_logits or strategy.clock.train_exp_epochs == 0):
+        rehearsal = self.rehearsal
+        keeps_logits = rehearsal is not None and rehearsal.keeps_logits
+        if self._incoming is None or (rehearsal is not None and rehearsal.from_scratch):
+            return
+        if keeps_logits or strategy.clock.train_exp_epochs == 0:
             output = strategy.mb_output[: len(self._incoming.y)].detach()
             beside = {"logits": output} if keeps_logits else {}
-            self.store(self._incoming._replace(extra=beside), output, self._generator)
+            self.store(self.encode(strategy.model, self._incoming._replace(extra=beside)), output, self._generator)
 
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        was_training = strategy.model.training
+        strategy.model.eval()
+        data = batches(strategy.experience.dataset, strategy.train_mb_size, strategy.device)
+        self.end(strategy.model, data, self._generator)
+        if self.rehearsal is not None:
+            self.rehearsal.end(strategy.model, self.slots)
+        strategy.model.train(was_training)
 
-def highest_of_each(y: Tensor, key: Tensor, capacity: int) -> Tensor:
-    """Which samples stay: of each class those with the highest keys, as many as is its share. -> (B,) of bool"""
-    _, group, counts = y.unique(return_inverse=True, return_counts=True)
-    share = equal_shares(counts, capacity)
-    order = key.argsort(descending=True, stable=True)
-    order = order[group[order].argsort(stable=True)]  # class by class, the highest key first
-    rank = torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[group[order]]
-    stays = torch.zeros_like(y, dtype=torch.bool)
-    stays[order] = rank < share[group[order]]
-    return stays
-
-
-def equal_shares(counts: Tensor, capacity: int) -> Tensor:
-    """How many of each class stay: equally many, or all where there are fewer; the first get what is left over.
-
-    >>> equal_shares(torch.tensor([9, 2, 9]), 9)
-    tensor([4, 2, 3])
-    """
-    share = torch.zeros_like(counts)
-    while (room := capacity - int(share.sum())) and (open_classes := share < counts).any():
-        each = room // int(open_classes.sum())
-        if each:
-            share = torch.minimum(share + each, counts)
-        else:
-            share[open_classes.nonzero().squeeze(1)[:room]] += 1
-    return share
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        if self.rehearsal is not None:
+            strategy.mb_output = self.rehearsal.answer(strategy.model, strategy.mbatch[0], strategy.mb_output)

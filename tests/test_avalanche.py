@@ -565,7 +565,7 @@ class Noted(Memory):
     """Keeps everything that it is given, and draws the first samples."""
 
     def __init__(self) -> None:
-        super().__init__(capacity=1000, draw=3)
+        super().__init__(capacity=1000)
         self.given: list[tuple[Batch, Tensor]] = []
 
     def store(self, batch: Batch, output: Tensor, generator: torch.Generator) -> None:
@@ -574,7 +574,7 @@ class Noted(Memory):
         self.slots.write(places, batch)
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:
-        return self.slots.read(torch.arange(min(n, len(self.slots))))
+        return self.slots.read(torch.arange(min(3, len(self.slots))))
 
 
 def test_a_memory_joins_before_the_forward_pass_and_keeps_the_incoming_samples_alone() -> None:
@@ -659,7 +659,7 @@ def test_the_order_of_samples_is_that_of_seed_task_and_epoch_alone() -> None:
 
 def test_a_memorys_draws_are_its_own() -> None:
     def kept(*methods: Any) -> Tensor:
-        memory = plugins.build("memory", "reservoir", {"capacity": 4, "draw": 2})
+        memory = plugins.build("memory", "reservoir", {"capacity": 4, "ratio": 0.5})
         training = loop(shared(), *methods, memory)
         for experience in streams()[0]:
             training.train(experience, [])

@@ -175,10 +175,12 @@ def test_where_replay_is_refused(load: Load, replay: str, told: str) -> None:
 
 def test_regularization_is_a_regularizer_or_a_projection(load: Load) -> None:
     whole = {"name": "spring", "strength": 1.0, "kind": "soft"}
-    assert one(load, "regularization: spring").regularization == whole
-    assert one(load, "regularization: cone").regularization == {"name": "cone", "slack": 0.0}
+    assert one(load, "regularization: spring").regularization == (whole,)
+    assert one(load, "regularization: cone").regularization == ({"name": "cone", "slack": 0.0},)
+    both = one(load, "regularization: [spring, {name: cone, slack: 0.5}]")
+    assert (both.regularization, both.name) == ((whole, {"name": "cone", "slack": 0.5}), "spring+cone")
     assert refused(load, "strategies: [{regularization: con}]\n") == [
-        "5:31: no regularizer or projection 'con'; did you mean 'cone'?"
+        "5:31: no regularizer or projection or regime 'con'; did you mean 'cone'?"
     ]
     (neither,) = refused(load, "strategies: [{regularization: xyz}]\n")
     assert "there are: spring" in neither and "there are: cone" in neither

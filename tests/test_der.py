@@ -163,5 +163,5 @@ def test_a_scenario_file_gives_it_to_a_memory(tmp_path: Path) -> None:
     )
     (entry,) = load(tmp_path / "file.yaml").strategies
     assert entry.name == "reservoir+der++" and entry.replay is not None
-    assert entry.replay.memory == {"name": "reservoir", "capacity": 500, "draw": None}
+    assert entry.replay.memory == {"name": "reservoir", "capacity": 500, "ratio": 1.0}
     assert entry.replay.rehearsal == {"name": "der++", "alpha": 0.7, "beta": 0.5}

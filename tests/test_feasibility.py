@@ -77,7 +77,10 @@ def even(capacity: int = 3):
 
 @register("projection", "cone")
 class Cone:
-    """A kind that no loop calls yet."""
+    """A constraint by one of its own."""
+
+    needs = frozenset()
+    references = "none"
 '''
 
 
@@ -176,14 +179,24 @@ def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "3 is odd",
         ),
         (
-            "strategies:\n  - regularization: cone\n",
-            "cone",
-            "projections of the gradient cannot be carried out in this version yet",
-        ),
-        (
             "strategies:\n  - replay: {memory: reservoir, capacity: 5, projection: cone}\n",
             "cone}",
-            "projections of the gradient cannot be carried out in this version yet",
+            "this one needs no old samples: write it under 'regularization:'",
+        ),
+        (
+            "strategies:\n  - replay: {memory: reservoir, capacity: 5, depth: 2}\n",
+            "2}",
+            "kept samples can enter no block of this model",
+        ),
+        (
+            "strategies:\n  - replay: {general: {ratio: 0.5}}\n",
+            "{ratio: 0.5}}",
+            "nothing was pretrained that could be general: name its 'data'",
+        ),
+        (
+            "strategies:\n  - {isolation: hat, shared: true}\n",
+            "hat, shared: true}",
+            "this module is made for one task and cannot be shared: it acts when a task begins or ends",
         ),
     ],
 )

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from forgetlab import engine
+from forgetlab.assembly import built
 from forgetlab.checks import router as router_checks
 from forgetlab.config import load
 from forgetlab.description import Run
 from forgetlab.engine import TaskEnded
 from forgetlab.isolated import IsolatedNetwork
 from forgetlab.isolation import Isolation, Router
-from forgetlab.learners import built
 from forgetlab.plugins import Plugin
 from forgetlab.seeding import drawn_from, generator
 from forgetlab.strategies.isolation.entropy import LowestEntropy, normalised_entropy

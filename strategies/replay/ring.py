@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 
 from forgetlab.plugins import register
@@ -21,8 +21,8 @@ from forgetlab.replay import Batch, Memory
 class Ring(Memory):
     """The last samples of each class (first in, first out), in equal shares of about capacity / classes."""
 
-    def __init__(self, capacity: PositiveInt, draw: PositiveInt | None = None) -> None:
-        super().__init__(capacity, draw)
+    def __init__(self, capacity: PositiveInt, ratio: PositiveFloat = 1.0) -> None:
+        super().__init__(capacity, ratio)
         self.seen = 0
 
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:
