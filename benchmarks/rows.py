@@ -56,9 +56,9 @@ class Work:
     def learner(self, **strategy: Any) -> Sequential:
         return ours.learner(self.scenario, self.hidden, self.batch_size, **strategy)
 
-    def strategy(self, *plugins: Any) -> Any:
+    def strategy(self, *plugins: Any, **kind: Any) -> Any:
         sizes = self.n_inputs, self.hidden, self.scenario.n_classes
-        return stock.strategy(sizes, self.batch_size, EVALUATION_BATCH, *plugins)
+        return stock.strategy(sizes, self.batch_size, EVALUATION_BATCH, *plugins, **kind)
 
     @cached_property
     def benchmark(self) -> Any:
@@ -79,10 +79,13 @@ def comparisons(work: Work) -> list[Comparison]:
         naive_and_stock(work),
         evaluation(work),
         replay(work),
+        dark_experience(work),
         ewc_training(work),
         ewc_fisher_pass(work),
         fisher_and_loop(work, "predicted", bare.one_label),
         fisher_and_loop(work, "exact", bare.every_label),
+        fisher_and_epoch(work, "predicted", Aim("ours / theirs", "<=", 1.5)),
+        fisher_and_epoch(work, "exact", Aim("ours / theirs")),
     ]
 
 
@@ -134,15 +137,20 @@ def evaluation(work: Work) -> Comparison:
     return Comparison("evaluation, Avalanche", text, mine, theirs, Aim("theirs / ours", ">=", 8), work.pairs[0])
 
 
-def replay(work: Work) -> Comparison:
-    memory = {"name": "reservoir", "capacity": work.memory}
+def rehearsed(work: Work, **replay: Any) -> Side:
+    """Task 2 with a memory of task 1."""
 
-    def mine() -> float:
+    def side() -> float:
         with ours.globals_of_the_engine():
-            learner = work.learner(replay={"memory": memory})
+            memory = {"name": "reservoir", "capacity": work.memory}
+            learner = work.learner(replay={"memory": memory, **replay})
             learner.learn(0)
             return seconds(lambda: learner.learn(1))
 
+    return side
+
+
+def replay(work: Work) -> Comparison:
     def theirs() -> float:
         from avalanche.training.plugins import ReplayPlugin
 
@@ -153,7 +161,46 @@ def replay(work: Work) -> Comparison:
 
     text = f"{work.training('task 2')}; capacity {work.memory}, {work.batch_size} old samples beside each batch; "
     text += "ours: reservoir, theirs: ReplayPlugin"
-    return Comparison("replay, Avalanche", text, mine, theirs, Aim("theirs / ours", ">=", 4), work.pairs[0])
+    return Comparison("replay, Avalanche", text, rehearsed(work), theirs, Aim("theirs / ours", ">=", 4), work.pairs[0])
+
+
+def dark_experience(work: Work) -> Comparison:
+    weights = {"alpha": 0.2, "beta": 0.5}
+
+    def theirs() -> float:
+        from avalanche.training.supervised import DER
+
+        with stock.quiet():
+            given = {"mem_size": work.memory, "batch_size_mem": work.batch_size, **weights}
+            strategy = work.strategy(of=DER, **given)
+            strategy.train(work.benchmark.train_stream[0])
+            return seconds(lambda: strategy.train(work.benchmark.train_stream[1]))
+
+    text = f"{work.training('task 2')}; capacity {work.memory}, {work.batch_size} old samples beside each batch; "
+    text += "theirs: DER"
+    mine = rehearsed(work, rehearsal={"name": "der++", **weights})
+    return Comparison("DER++, Avalanche", text, mine, theirs, Aim("theirs / ours", ">=", 4), work.pairs[0])
+
+
+def fisher_and_epoch(work: Work, variant: Variant, aim: Aim) -> Comparison:
+    """The pass over a task's data that a penalty needs, against one epoch of training on the same data."""
+
+    def mine() -> float:
+        with ours.globals_of_the_engine():
+            learner = work.learner()
+            learner.learn(0)
+            data = learner.context.benchmark.streams["train"][0].dataset
+            return seconds(lambda: fisher(learner.network, batches(data, work.fisher_batch, "cpu"), variant))
+
+    def theirs() -> float:
+        with ours.globals_of_the_engine():
+            learner = work.learner()
+            return seconds(lambda: learner.learn(0))
+
+    n = len(work.scenario.tasks[0].train.y)
+    text = f"{work.name}, the {n} samples of task 1, ours in batches of {work.fisher_batch}; {work.model}; theirs: "
+    text += "our own epoch of training on them"
+    return Comparison(f"Fisher, {variant}, one epoch", text, mine, theirs, aim, work.pairs[1])
 
 
 def ewc_training(work: Work) -> Comparison:
@@ -161,7 +208,7 @@ def ewc_training(work: Work) -> Comparison:
 
     def mine() -> float:
         with ours.globals_of_the_engine():
-            learner = work.learner(regularization=ewc_spec("empirical"))
+            learner = work.learner(regularization=(ewc_spec("empirical"),))
             learner.learn(0)
             passes = noted(learner.plugins[0], "consolidate")
             return seconds(lambda: [learner.learn(task) for task in later]) - sum(passes)

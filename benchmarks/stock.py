@@ -66,14 +66,21 @@ def pictures(samples: Samples) -> Pictures:
     return Pictures([samples], as_tensor())
 
 
-def strategy(sizes: tuple[int, int, int], batch_size: int, evaluation_batch: int, *plugins: Any) -> Any:
-    """Fine-tuning with its default evaluator, which logs loss and accuracy to the terminal."""
+def strategy(
+    sizes: tuple[int, int, int],
+    batch_size: int,
+    evaluation_batch: int,
+    *plugins: Any,
+    of: Callable[..., Any] | None = None,
+    **options: Any,
+) -> Any:
+    """Fine-tuning, or another strategy, with its default evaluator, which logs loss and accuracy to the terminal."""
     from avalanche.models import SimpleMLP
     from avalanche.training.supervised import Naive
 
     n_inputs, hidden, n_classes = sizes
     model = SimpleMLP(n_classes, n_inputs, hidden, hidden_layers=2, drop_rate=0.0)
-    return Naive(
+    return (of or Naive)(
         model=model,
         optimizer=torch.optim.Adam(model.parameters(), 1e-3),
         criterion=nn.CrossEntropyLoss(),
@@ -81,6 +88,7 @@ def strategy(sizes: tuple[int, int, int], batch_size: int, evaluation_batch: int
         train_epochs=1,
         eval_mb_size=evaluation_batch,
         plugins=list(plugins),
+        **options,
     )
 
 
