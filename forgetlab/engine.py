@@ -83,7 +83,7 @@ def run(description: Run, emit: Observer = lambda _: None, starts: Path | None =
         starts=starts,
     )
     learner.prepare(context)
-    initial, rows, pretrained = evaluate(learner, n_tasks), [], pretrained_accuracy(context, context.backbone())
+    initial, rows, pretrained = learner.evaluate_all(), [], pretrained_accuracy(context, context.backbone())
     result = to_result(description, scenario, learner, initial, rows, pretrained)
     for task in range(n_tasks):
         now["task"] = task
@@ -91,7 +91,7 @@ def run(description: Run, emit: Observer = lambda _: None, starts: Path | None =
         start = time.perf_counter()
         learner.learn(task)
         trained = time.perf_counter()
-        rows.append(evaluate(learner, n_tasks))
+        rows.append(learner.evaluate_all())
         pretrained += pretrained_accuracy(context, learner.current_backbone())
         seconds = {"train": trained - start, "evaluate": time.perf_counter() - trained}
         result = to_result(description, scenario, learner, initial, rows, pretrained)
@@ -130,11 +130,6 @@ def make_learner(description: Run) -> Learner:
 
         return ClosedForm()
     return Sequential() if strategy.reference is None else built("reference", strategy.reference)
-
-
-def evaluate(learner: Learner, n_tasks: int) -> list[Scores | None]:
-    """Every task's scores, or None where there is no answer yet."""
-    return [learner.evaluate(task) for task in range(n_tasks)]
 
 
 def pretrained_accuracy(context: Context, backbone: nn.Module | None) -> Row:

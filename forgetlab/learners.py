@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab.adapted import Adapted
+from forgetlab.answering import answers, undisturbed
 from forgetlab.assembly import built, plugins_of
 from forgetlab.avalanche_api import CLScenario, SupervisedPlugin, held_bytes
+from forgetlab.data import Columns
 from forgetlab.description import ORACLE, Run, Spec
 from forgetlab.frozen import FrozenWork
 from forgetlab.isolated import Files, IsolatedNetwork, IsolationPlugin
 from forgetlab.ledger import KEPT, STEP, Ledger, Price, byte_count, count, kept
-from forgetlab.loop import Epoch, Loop, TensorPath, stock_loop
+from forgetlab.loop import EVALUATION_BATCH, Epoch, Loop, TensorPath, stock_loop
 from forgetlab.network import Network, SharedNetwork
 from forgetlab.pretraining import Start, start
 from forgetlab.scenario import Scenario
@@ -69,6 +71,12 @@ class Context:
     def work(self, backbone: nn.Module) -> FrozenWork | None:
         """Where what a frozen backbone computes is kept, if it is to be."""
         return FrozenWork(backbone, json.dumps(self.run.model, sort_keys=True)) if self.run.reuse_frozen else None
+
+    @cached_property
+    def test_columns(self) -> list[Columns]:
+        """Every task's test samples as tensors."""
+        found = [experience.dataset.columns() for experience in self.benchmark.streams["test"]]
+        return [columns for columns in found if columns is not None]
 
     def shared_network(self, task_known: bool) -> SharedNetwork:
         protocol = self.run.protocol
@@ -166,6 +174,10 @@ class Learner(ABC):
     def evaluate(self, task: int) -> Scores | None:
         """Answer a task's test samples; None where there is no answer yet."""
 
+    def evaluate_all(self) -> list[Scores | None]:
+        """The same for every task of the stream."""
+        return [self.evaluate(task) for task in range(len(self.context.scenario.tasks))]
+
     def task_tensors(self, task: int) -> Tensors:
         """What belongs to this task alone and is stored as a file of its own."""
         return {}
@@ -217,6 +229,19 @@ class Sequential(Learner):
         if not self.network.can_answer(task, self.context.scenario.tasks[task].tested):
             return None
         return scores(self.loop, self.context, task)
+
+    def evaluate_all(self) -> list[Scores | None]:
+        apart = isinstance(self.network, SharedNetwork) and type(self.loop) is Loop
+        if not apart or not all(map(undisturbed, self.plugins)):
+            return super().evaluate_all()
+        tasks = self.context.scenario.tasks
+        open_tasks = [i for i, task in enumerate(tasks) if self.network.can_answer(i, task.tested)]
+        found: list[Scores | None] = [None] * len(tasks)
+        columns = [self.context.test_columns[i] for i in open_tasks]
+        for i, (logits, y) in zip(open_tasks, answers(self.network, columns, EVALUATION_BATCH), strict=True):
+            accuracy = {"accuracy": (logits.argmax(1) == y).double().mean().item()}
+            found[i] = accuracy | scored(self.context.scenario.scores, [(logits, y)])
+        return found
 
     @property
     def latency(self) -> float | None:

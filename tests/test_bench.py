@@ -35,7 +35,7 @@ def work() -> Work:
 
 def test_every_row_is_measured(work: Work) -> None:
     rows = [comparison.row() for comparison in comparisons(work)]
-    assert len(rows) == len({row["name"] for row in rows}) == 9
+    assert len(rows) == len({row["name"] for row in rows}) == 12
     for row in rows:
         assert row.keys() == KEYS and row["ratio"] > 0 and row["work"].startswith("noise, ")
     differences = [row["difference"] for row in rows if row["difference"] is not None]

@@ -403,7 +403,7 @@ def test_rows_that_are_not_put_back_in_order_are_found(tmp_path: Path, monkeypat
 STRATEGIES = {
     "naive": {},
     "replay": {"replay": {"memory": {"name": "reservoir", "capacity": 9}}},
-    "ewc": {"regularization": {"name": "ewc", "strength": 10.0}},
+    "ewc": {"regularization": ({"name": "ewc", "strength": 10.0},)},
     "isolation": {"isolation": {"name": "lora", "sites": ["mlp.in"]}, "router": {"name": "prototype"}},
     "stock": {"avalanche": {"plugin": "ReplayPlugin", "mem_size": 9}},
     "joint": {"reference": {"name": "joint"}},
@@ -421,7 +421,7 @@ def trained(scenario: Scenario, strategy: dict[str, Any]) -> tuple[list[Any], di
         rows = []
         for task in range(len(scenario.tasks)):
             learner.learn(task)
-            rows.append(engine.evaluate(learner, len(scenario.tasks)))
+            rows.append(learner.evaluate_all())
         network = getattr(learner, "network", None)
         weights = [] if network is None else [parameter.detach().clone() for parameter in network.parameters()]
         return rows, learner.counts.as_plain(), weights

@@ -1,0 +1,73 @@
+"""All tasks' test samples in one pass: the same answers as task by task, and only where nothing else has a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from forgetlab import engine
+from forgetlab.answering import answers, undisturbed
+from forgetlab.avalanche_api import SupervisedPlugin, stock_plugin
+from forgetlab.config import load
+from forgetlab.learners import Learner, Sequential
+
+FILE = """
+name: answers
+scenario: {{name: split_digits, setting: {setting}, n_tasks: 5}}
+model: {{name: mlp, hidden: [16]}}
+protocol: {{head: {head}}}
+train: {{lr: 1e-2, batch_size: 32}}
+references: []
+strategies: [{entry}]
+"""
+
+
+def rows(folder: Path, entry: str, setting: str, head: str = "growing") -> list[list[float | None]]:
+    path = folder / "file.yaml"
+    path.write_text(FILE.format(entry=entry, setting=setting, head=head), encoding="utf-8")
+    (run,) = load(path).runs()
+    return engine.run(run).accuracy
+
+
+@pytest.mark.parametrize("head", ["growing", "fixed", "per-task"])
+@pytest.mark.parametrize("setting", ["class-incremental", "task-incremental"])
+def test_the_same_matrix_as_task_by_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, head: str
+) -> None:
+    if (setting, head) == ("class-incremental", "per-task"):
+        return  # no head could answer there
+    entry = "{replay: {memory: reservoir, capacity: 50}}"
+    together = rows(tmp_path, entry, setting, head)
+    monkeypatch.setattr(Sequential, "evaluate_all", Learner.evaluate_all)
+    assert rows(tmp_path, entry, setting, head) == together
+    assert together[0][-1] is None and together[-1][0] is not None
+
+
+def test_batches_run_over_the_ends_of_tasks() -> None:
+    class Says(torch.nn.Module):
+        sizes: list[int] = []  # noqa: RUF012
+
+        def forward(self, x: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+            self.sizes.append(len(x))
+            return torch.cat([x, task.unsqueeze(1).float()], 1)
+
+    tasks = [
+        (torch.arange(n).float().unsqueeze(1), torch.arange(n), torch.full((n,), t)) for t, n in enumerate((3, 9, 1))
+    ]
+    network: Any = Says()
+    found = list(answers(network, tasks, 5))
+    assert network.sizes == [5, 5, 3]
+    for (logits, y), (x, labels, task) in zip(found, tasks, strict=True):
+        assert torch.equal(logits[:, :1], x) and torch.equal(logits[:, 1], task.float()) and torch.equal(y, labels)
+
+
+def test_what_acts_in_evaluation_is_asked() -> None:
+    class Turns(SupervisedPlugin):
+        def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+            strategy.mb_output = -strategy.mb_output
+
+    assert undisturbed(SupervisedPlugin()) and not undisturbed(Turns())
+    assert undisturbed(stock_plugin({"plugin": "MASPlugin"}))
