@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,21 @@ class EpochEnded:
 
 @dataclass(frozen=True)
 class TaskEnded:
-    """A task is learned and all are evaluated; ``result`` holds all rows so far."""
+    """A task is learned and all are evaluated."""
 
     run: Run
     task: int
-    result: Result
+    n_tasks: int
+    so_far: Callable[[], Result]  # to be called before the next task begins, if at all: it grows with the stream
     seconds: Mapping[str, float]  # train, evaluate
     tensors: Mapping[str, Tensor]  # what belongs to this task alone
     latency: float | None = None  # a forward pass under the first task's module, over one of the bare backbone
     files: Files = field(default_factory=dict)  # what is stored: of this task, and of all together
+
+    @cached_property
+    def result(self) -> Result:
+        """All rows so far."""
+        return self.so_far()
 
 
 Event = TaskStarted | EpochEnded | TaskEnded
@@ -84,7 +90,7 @@ def run(description: Run, emit: Observer = lambda _: None, starts: Path | None =
     )
     learner.prepare(context)
     initial, rows, pretrained = learner.evaluate_all(), [], pretrained_accuracy(context, context.backbone())
-    result = to_result(description, scenario, learner, initial, rows, pretrained)
+    so_far = partial(to_result, description, scenario, learner, initial, rows, pretrained)
     for task in range(n_tasks):
         now["task"] = task
         emit(TaskStarted(description, task, n_tasks))
@@ -94,10 +100,9 @@ def run(description: Run, emit: Observer = lambda _: None, starts: Path | None =
         rows.append(learner.evaluate_all())
         pretrained += pretrained_accuracy(context, learner.current_backbone())
         seconds = {"train": trained - start, "evaluate": time.perf_counter() - trained}
-        result = to_result(description, scenario, learner, initial, rows, pretrained)
         tensors, files = learner.task_tensors(task), learner.files(task)
-        emit(TaskEnded(description, task, result, seconds, tensors, learner.latency, files))
-    return result
+        emit(TaskEnded(description, task, n_tasks, so_far, seconds, tensors, learner.latency, files))
+    return so_far()
 
 
 def set_process(description: Run) -> None:

@@ -19,6 +19,7 @@ from forgetlab.fingerprint import run_key
 from forgetlab.provenance import git_state, machine, packages
 from forgetlab.store import RunFolder, Store, copy_of, write_bytes, write_text
 
+SLOW = 0.05  # seconds: what takes longer to write is written seldom, in a tenth of a run's time
 LARGE = 10**6  # parameters of a network that must not wait for the garbage collector
 
 
@@ -55,6 +56,7 @@ class Recorder:
     git: dict[str, Any] | None = field(default_factory=lambda: git_state(Path.cwd()))
     tasks: list[Mapping[str, float]] = field(default_factory=list)
     latency: float | None = None
+    next_save: float = 0.0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, TaskEnded):
@@ -62,7 +64,15 @@ class Recorder:
             self.latency = event.latency
             for name, (tensors, values) in event.files.items():
                 write_bytes(modules.path_of(self.folder, name), modules.pack(tensors, _about(event, name, values)))
+            self._save(event)
+
+    def _save(self, event: TaskEnded) -> None:
+        """After the last task, and before as often as it takes no large share of the time."""
+        now = time.perf_counter()
+        if event.task + 1 == event.n_tasks or now >= self.next_save:
             self.folder.save(event.result, self.timing())
+            took = time.perf_counter() - now
+            self.next_save = now + (10 * took if took > SLOW else 0)
 
     def timing(self) -> dict[str, Any]:
         return {
@@ -86,7 +96,8 @@ def _about(event: TaskEnded, name: str, values: Mapping[str, Any]) -> dict[str, 
         return shared
     shape = list(engine.load_scenario(run).input_shape)
     pretrained = run.pretrain is not None
-    told = {"task": event.result.task_names[event.task], "classes": event.result.classes_per_task[event.task]}
+    task = engine.load_scenario(run).tasks[event.task]
+    told = {"task": task.name, "classes": list(task.classes)}
     return {**shared, "number": event.task, "input_shape": shape, "pretrained": pretrained, **told, **values}
 
 

@@ -54,7 +54,7 @@ def go_through(progress: Progress, folder: RunFolder) -> None:
     for task in (0, 1):
         progress(TaskStarted(first, task, 2))
         progress(EpochEnded(first, task, Epoch(1, 1)))
-        progress(TaskEnded(first, task, RESULT, {"train": 1.0, "evaluate": 0.1}, {}))
+        progress(TaskEnded(first, task, 2, lambda: RESULT, {"train": 1.0, "evaluate": 0.1}, {}))
     progress(RunEnded(first, folder))
     progress(RunFound(second, folder))
 
