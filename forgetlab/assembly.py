@@ -31,8 +31,9 @@ def plugins_of(context: Context, network: Network) -> list[SupervisedPlugin]:
     found: list[Any] = []
     if strategy.replay is not None:
         found += _replay(strategy.replay, context, network)
-    for spec in strategy.regularization or ():
-        found.append(built(plugins.kind_of(spec["name"], REGULARIZATION), spec))
+    kinds = [(plugins.kind_of(spec["name"], REGULARIZATION), spec) for spec in strategy.regularization or ()]
+    kinds.sort(key=lambda one: one[0] != "regime")  # those first, which move weights before others look at them
+    found += [built(kind, spec) for kind, spec in kinds]
     if strategy.isolation is not None:
         found.append(ModulePlugin() if strategy.shared else IsolationPlugin())
     for plugin in found:

@@ -21,6 +21,7 @@ FILE = click.Path(path_type=Path)
 RUNS = click.option(
     "--runs", type=FILE, default=Path("runs"), show_default=True, help="Folder that holds all run folders."
 )
+TARGETS = Path("experiments/published/targets.csv")
 DEFAULT_URI = "sqlite:///mlflow.db"
 FAILED_RUNS, REFUSED, INTERRUPTED = 1, 2, 130
 
@@ -51,7 +52,7 @@ def _run(experiment: Experiment, runs: Path, fresh: bool, tracked: bool) -> int:
     from forgetlab.config import resolved
     from forgetlab.progress import Progress, say
     from forgetlab.session import carry_out
-    from forgetlab.shelf import finished, print_table
+    from forgetlab.shelf import finished, print_table, project
     from forgetlab.store import Store
 
     text = resolved(experiment)
@@ -60,7 +61,7 @@ def _run(experiment: Experiment, runs: Path, fresh: bool, tracked: bool) -> int:
     def after_strategy(_: object, folders: list[RunFolder]) -> None:
         done.extend(folders)
         if tracked:
-            _project(experiment, done, text)
+            project(experiment, done, text)
 
     with Progress(experiment, Console(stderr=True)) as progress:
         carry_out(experiment, Store(runs), fresh=fresh, report=progress, after_strategy=after_strategy)
@@ -73,18 +74,6 @@ def _run(experiment: Experiment, runs: Path, fresh: bool, tracked: bool) -> int:
     if progress.failed:
         say(f"{progress.failed} of {progress.runs} runs failed; the same command tries them again")
     return progress.failed
-
-
-def _project(experiment: Experiment, folders: list[RunFolder], text: str) -> None:
-    """Fill MLflow; the run folders hold everything, so a store that cannot be reached stops nothing."""
-    from forgetlab.progress import say
-    from forgetlab.tracking import project
-
-    try:
-        project(experiment.name, folders, experiment.tracking.uri, resolved_file=text)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        say(f"MLflow at {experiment.tracking.uri} was not filled: {reason}; the same command tries again")
 
 
 @main.command()
@@ -177,6 +166,23 @@ def compare(names: Sequence[str], markdown: bool, runs: Path) -> None:
             _fail(f"no experiment {name!r} under {runs}{hint}")
     for name in names or found:
         shelf.compare(Store(runs), name, found[name], markdown)
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+@click.option("--quick", is_flag=True, help="A shortened schedule: shows that all rows run, and judges none.")
+@click.option("--targets", type=FILE, default=TARGETS, show_default=True, help="The table of published numbers.")
+@RUNS
+def verify(names: Sequence[str], quick: bool, targets: Path, runs: Path) -> None:
+    """Run the rows NAMES (default: all) of the published numbers; it ends with 1 where a judged one differs."""
+    from forgetlab import verify as rows
+    from forgetlab.targets import TargetsError
+
+    try:
+        with _interruptible():
+            sys.exit(FAILED_RUNS if rows.verify(targets, names, runs, quick) else 0)
+    except TargetsError as error:
+        _fail(str(error))
 
 
 @main.command()

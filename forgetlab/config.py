@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from forgetlab.description import Augment, Experiment, Frozen, Protocol, Spec, Strategy, Tracking, Train
+from forgetlab import tuning
+from forgetlab.description import Augment, Experiment, Frozen, Protocol, Spec, Strategy, Tracking, Train, Tuning
 from forgetlab.entries import FolderName, default_references, references, strategies
 from forgetlab.scenario_file import ScenarioFile
 from forgetlab.yaml_file import to_text
@@ -79,7 +83,7 @@ def load(path: Path) -> Experiment:
     experiment = _experiment(file)
     from forgetlab import feasibility  # imports torch, which a file that is refused need not wait for
 
-    for place, message in feasibility.problems(experiment):
+    for place, message in [*tuning.problems(experiment), *feasibility.problems(experiment)]:
         file.refuse(tuple(place), message)
     file.stop_if_refused()
     return experiment
@@ -87,7 +91,11 @@ def load(path: Path) -> Experiment:
 
 def resolved(experiment: Experiment) -> str:
     """The experiment as a scenario file in which nothing is left out."""
-    return to_text(_plain(experiment))
+    whole = deepcopy(_plain(experiment))
+    for choice in whole.get("tuning", {}).pop("choices", []):
+        *way, option = choice["at"]
+        reduce(getitem, way, whole)[option] = choice.get("values") or {k: choice[k] for k in ("low", "high", "log")}
+    return to_text(whole)
 
 
 def _plain(value: Any) -> Any:
@@ -111,10 +119,11 @@ def _experiment(file: ScenarioFile) -> Experiment:
     taken = [spec["name"] for spec in compared]
     entries = strategies(file, given.get("strategies", []), task_known, taken)
     _check_head(file, settings.protocol, task_known, compared, entries)
+    search = _tuning(file, given["tuning"], settings.seeds) if "tuning" in given else None
     file.stop_if_refused()
     protocol = settings.protocol.model_copy(update={"task_known_at_test": task_known})
     plain = {"protocol": protocol, "device": _available(settings.device), "plugins": tuple(map(str, files))}
-    plugged = {"scenario": scenario, "model": model, "pretrain": pretrain}
+    plugged = {"scenario": scenario, "model": model, "pretrain": pretrain, "tuning": search}
     return Experiment(**{**dict(settings), **plain, **plugged}, references=compared, strategies=entries)
 
 
@@ -127,6 +136,25 @@ def _pretrain(file: ScenarioFile, given: Any) -> Spec | None:
     named = given.pop("scenario", None)
     scenario = {} if named is None else {"scenario": file.spec(("scenario",), named, (*place, "scenario"))}
     return {**scenario, **file.section(Pretraining, given, place).used}
+
+
+def _tuning(file: ScenarioFile, given: Any, seeds: tuple[int, ...]) -> Tuning | None:
+    """How the lists of the file are searched, with the defaults that depend on what it searches on."""
+    place = ("tuning",)
+    if not isinstance(given, dict):
+        file.refuse(place, "'tuning' must be a mapping, such as {tasks: 2, search: grid}")
+        return None
+    keys = [key for key in Tuning.model_fields if key != "choices"]
+    given = file.known(given, keys, place)
+    named = given.pop("scenario", None)
+    scenario = None if named is None else file.spec(("scenario",), named, (*place, "scenario"))
+    search = file.section(Tuning, given, place)
+    if not file.choices and not file.problems:
+        form = "a list where one number is expected, such as 'train: {lr: [1e-3, 1e-2]}'"
+        file.refuse(place, f"there is nothing to choose: write {form}")
+    default = {"tasks": 2, "seeds": "each"} if named is None else {"seeds": seeds[:1]}
+    missing = {key: value for key, value in default.items() if getattr(search, key) is None}
+    return search.model_copy(update={**missing, "scenario": scenario, "choices": tuple(file.choices)})
 
 
 def _task_known(file: ScenarioFile, protocol: Protocol, scenario: Spec | None) -> bool | None:

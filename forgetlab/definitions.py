@@ -103,6 +103,13 @@ _ALL = (
         differs="Also called plasticity. In class-incremental streams all classes seen so far compete.",
     ),
     Metric(
+        metrics.plasticity_change,
+        "Change of plasticity",
+        "1/m Σ_{j>k-m} a[j,j] - 1/m Σ_{j≤m} a[j,j], m = k/10 rounded down; from 20 tasks on",
+        source="after Dohare et al. 2024, arXiv:2306.13812 (accuracy by task, as a curve)",
+        differs="No other framework has it. It means something where tasks are equally hard, as under permutations.",
+    ),
+    Metric(
         metrics.relative_learning_accuracy,
         "Learning accuracy relative to separate models",
         "1/k Σ_{j≤k} (a[j,j] - s[j,j]), s: one model per task",

@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 Spec = dict[str, Any]  # {"name": a plug-in's name, its options...}, all defaults filled in
 Varied = Literal["class_order", "init", "data_order"]
+SearchSeeds = Literal["each"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 ORACLE = "oracle"  # the router's name where the task is told
 REGULARIZATION = ("regularizer", "projection", "regime")  # the kinds of plug-in that stand under that key
 
@@ -134,6 +145,63 @@ class Tracking(Frozen):
     uri: str = "sqlite:///mlflow.db"
 
 
+class Part(Frozen):
+    """Some tasks of a stream, as a stream of their own."""
+
+    first: NonNegativeInt = 0
+    last: PositiveInt | None = None  # the task before which it ends
+    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of the training samples, where none are kept apart
+
+
+class Choice(Frozen):
+    """An option whose value a search chooses: one of some, or any between two."""
+
+    at: tuple[str | int, ...]  # where it stands in the resolved file
+    values: tuple[int | float, ...] = ()
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+
+
+class Tuning(Frozen):
+    """How options given as lists are chosen: on validation data of tasks that are not scored."""
+
+    tasks: int | None = None  # the stream's first ones, which then leave it; of another scenario: by default all
+    scenario: Spec | None = None  # another stream to search on
+    search: Literal["grid", "optuna"] = "grid"
+    trials: PositiveInt | None = None  # of each strategy; by default all combinations, which must then be equally many
+    validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2  # of the training samples, where none are kept apart
+    seeds: SearchSeeds | None = None  # each: every run by a search of its own, with its seed
+    seed: NonNegativeInt = 0  # of what a search draws
+    choices: tuple[Choice, ...] = ()  # the lists of the file
+
+    @field_validator("tasks")
+    @classmethod
+    def _two_or_more(cls, tasks: int | None) -> int | None:
+        if tasks is not None and tasks < 2:
+            raise PydanticCustomError("tasks", "should be 2 or more (of one task nothing can be forgotten)")
+        return tasks
+
+    @model_validator(mode="after")
+    def _trials_to_draw(self) -> Tuning:
+        if self.search == "optuna" and self.trials is None:
+            raise ValueError("'search: optuna' needs 'trials', how many each strategy gets")
+        return self
+
+
+class Tuned(Frozen):
+    """What a search chose for a run, on what, and what that took."""
+
+    values: dict[str, int | float]
+    score: float  # the mean of the objective over the search's seeds
+    trials: int
+    of: int  # the most that any strategy of the file gets
+    samples_seen: int
+    samples_replayed: int
+    updates: int
+    search: dict[str, Any]
+
+
 class Run(Frozen):
     """One strategy, one seed, and all that determines its numbers."""
 
@@ -148,6 +216,8 @@ class Run(Frozen):
     threads: int
     plugins: tuple[str, ...]
     reuse_frozen: bool = True
+    part: Part | None = None  # of the stream; None: all of it
+    tuned: Tuned | None = None
 
     def seed_of(self, varied: Varied) -> int:
         """The seed of one source of variation: this run's, or 0 where the file holds it fixed."""
@@ -181,14 +251,22 @@ class Experiment(Frozen):
     reuse_frozen: bool = True  # keep what a frozen backbone computes; part of the file: it can change the last bit
     tracking: Tracking = Tracking()
     plugins: tuple[str, ...] = ()
+    tuning: Tuning | None = None
 
     @property
     def entries(self) -> list[Strategy]:
         """The references, then the strategies."""
         return [Strategy(name=spec["name"], reference=spec) for spec in self.references] + list(self.strategies)
 
+    @property
+    def part(self) -> Part | None:
+        """The tasks that are scored: not those that a search takes."""
+        if self.tuning is None or self.tuning.scenario is not None:
+            return None
+        return Part(first=self.tuning.tasks or 0)
+
     def runs(self) -> list[Run]:
-        """Every strategy with every seed, a strategy's seeds together."""
+        """Every strategy with every seed, a strategy's seeds together; what is to be chosen has its first value."""
         return [self.run(entry, seed) for entry in self.entries for seed in self.seeds]
 
     def run(self, entry: Strategy, seed: int) -> Run:
@@ -204,4 +282,5 @@ class Experiment(Frozen):
             threads=self.threads,
             reuse_frozen=self.reuse_frozen,
             plugins=self.plugins,
+            part=self.part,
         )

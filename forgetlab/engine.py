@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from forgetlab import plugins
 from forgetlab.assembly import built
 from forgetlab.data import to_benchmark
-from forgetlab.description import Run
+from forgetlab.description import Part, Run, Tuned
 from forgetlab.isolated import Files
 from forgetlab.learners import Context, Learner, Scores, Sequential
 from forgetlab.loop import Epoch
@@ -119,13 +119,23 @@ def set_process(description: Run) -> None:
 def load_scenario(description: Run) -> Scenario:
     """The stream of this run; kept while one experiment's strategies go through it."""
     spec = json.dumps(description.scenario, sort_keys=True)
-    return _load_scenario(spec, description.seed_of("class_order"), description.protocol.evaluate_on)
+    part, evaluate_on = description.part or Part(), description.protocol.evaluate_on
+    return _load_scenario(spec, description.seed_of("class_order"), part.first, part.last, part.validation, evaluate_on)
 
 
 @lru_cache(maxsize=8)
-def _load_scenario(spec: str, seed: int, evaluate_on: str) -> Scenario:
-    scenario: Scenario = built("scenario", json.loads(spec), seed=seed)
+def _load_scenario(spec: str, seed: int, first: int, last: int | None, validation: float, evaluate_on: str) -> Scenario:
+    scenario = _whole_scenario(spec, seed)
+    if (first, last) != (0, None):
+        scenario = scenario.part(first, last)
+    if validation:
+        scenario = scenario.with_validation(validation)
     return scenario.on_validation() if evaluate_on == "validation" else scenario
+
+
+@lru_cache(maxsize=2)
+def _whole_scenario(spec: str, seed: int) -> Scenario:
+    return built("scenario", json.loads(spec), seed=seed)
 
 
 def make_learner(description: Run) -> Learner:
@@ -185,10 +195,19 @@ def to_result(
             **pretraining_metrics(pretrained),
             **prequential_metrics(learner),
         },
-        counts=learner.counts.as_plain(),
+        counts=priced(learner.counts.as_plain(), description.tuned),
         pretrained_accuracy=list(pretrained),
         prequential_accuracy=learner.prequential,
+        tuning={} if description.tuned is None else plain(description.tuned),
     )
+
+
+def priced(counts: dict[str, Any], tuned: Tuned | None) -> dict[str, Any]:
+    """What the run took, and beside it what the search took."""
+    if tuned is None:
+        return counts
+    spent = tuned.model_dump(include={"trials", "samples_seen", "samples_replayed", "updates"})
+    return {**counts, "total": {**counts["total"], **{f"tuning_{name}": n for name, n in spent.items()}}}
 
 
 def plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from forgetlab import augmentation, composition, inspection, knowledge, plugins, pretraining, stock
+from forgetlab import augmentation, composition, inspection, knowledge, plugins, pretraining, stock, tuning
 from forgetlab.adapted import refuse_unshareable
 from forgetlab.assembly import built
 from forgetlab.avalanche_api import stock_plugin
@@ -36,10 +36,13 @@ def problems(experiment: Experiment) -> list[Problem]:
             _try(found, ("references", i), "reference", spec, lambda spec=spec: built("reference", spec))
             for i, spec in enumerate(experiment.references)
         ]
+        for place, spec in tuning.reference_variants(experiment):
+            _try(found, place, "reference", spec, partial(built, "reference", spec))
         backbone, x = _backbone(found, experiment, references)
         found += _augment_problems(experiment.train, ("train",), x)
         for i, entry in enumerate(experiment.strategies):
-            found += _entry_problems(entry, ("strategies", i), experiment, backbone, x)
+            for one in [entry, *tuning.variants(experiment, entry)]:
+                found += _entry_problems(one, ("strategies", i), experiment, backbone, x)
             if "augment" in entry.train:
                 found += _augment_problems(_train(experiment, entry), ("strategies", i, "train"), x)
             found += _stock_problems(entry, ("strategies", i), experiment, backbone)
@@ -63,6 +66,7 @@ def _backbone(found: list[Problem], experiment: Experiment, references: list[Any
         found += [(("scenario",), message) for message in unsound or []]
         return None, torch.empty(0)
     found += knowledge.problems(experiment, scenario)
+    found += tuning.stream_problems(experiment, scenario)
     for i, check in enumerate(getattr(reference, "check", None) for reference in references):
         if check is not None:
             _try(found, ("references", i), None, {}, partial(check, scenario))
@@ -111,7 +115,8 @@ def _entry_problems(
     for kind, where, spec in _methods(entry):
         _try(found, (*place, *where), kind, spec, lambda kind=kind, spec=spec: built(kind, spec))
     if not found:
-        found += [((*place, *where), message) for where, message in composition.problems(entry, experiment, backbone)]
+        unfit = composition.problems(entry, experiment, backbone, x)
+        found += [((*place, *where), message) for where, message in unfit]
     if (isolation := entry.isolation) is not None and backbone is not None:
         what = f"{isolation['name']} does not fit a {type(backbone).__name__.lower()}: "
         _try(

@@ -16,9 +16,9 @@ from forgetlab.description import ORACLE, REGULARIZATION, Run, Spec
 from forgetlab.scenario import Scenario, Task, pretraining_tasks
 
 PROJECTIONS = {  # files of ours that read files or show results, and so cannot change a number
-    "cli", "config", "definitions", "entries", "feasibility", "fingerprint", "inspection", "modules", "peft_format",
-    "pictures", "preview", "preview_samples", "prices", "progress", "projection", "provenance", "report", "scaffold",
-    "scenario_file", "session", "shelf", "tracking", "ui", "yaml_file",
+    "choices", "cli", "config", "definitions", "entries", "feasibility", "fingerprint", "inspection", "modules",
+    "peft_format", "pictures", "preview", "preview_samples", "prices", "progress", "projection", "provenance", "report",
+    "scaffold", "scenario_file", "search", "session", "shelf", "tracking", "tuning", "ui", "yaml_file",
 }  # fmt: skip
 ARITHMETIC = ("torch", "avalanche-lib", "numpy")  # packages whose version can change a number,
 OPTIONAL = ("transformers", "tokenizers", "kornia", "peft", "timm")  # also where they are installed

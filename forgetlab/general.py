@@ -47,7 +47,8 @@ class General(SupervisedPlugin):
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         fresh = len(strategy.dataloader.rows) if hasattr(strategy.dataloader, "rows") else len(strategy.mb_y)
-        n, beside = max(1, round(self.ratio * fresh)), len(strategy.mb_y)
+        apart = sum(getattr(plugin, "apart", 0) for plugin in strategy.plugins)
+        n, beside = max(1, round(self.ratio * fresh)), len(strategy.mb_y) + apart
         rows = torch.randint(len(self.data.y), (n,), generator=self._generator)
         x, y = (as_input(column[rows]).to(strategy.device) for column in self.data)
         loss = self.loss(strategy.model.backbone, x, y, strategy.clock.train_iterations)
@@ -57,7 +58,7 @@ class General(SupervisedPlugin):
 
 def from_start(start: Start, ratio: float, device: torch.device) -> General:
     """What was pretrained on, under the frozen head of the pretraining."""
-    x, y = (torch.cat([as_input(getattr(t.train, part)) for t in start.tasks]) for part in ("x", "y"))
+    x, y = (torch.cat([getattr(t.train, part) for t in start.tasks]) for part in ("x", "y"))
     return General(Samples(x, y), start.loss(device), ratio)
 
 

@@ -61,6 +61,24 @@ def problems(scenario: Scenario) -> list[str]:
     return found + list(_row_problems([part for part in parts if not forms[str(part)]], scenario.rows_may_repeat))
 
 
+def shared(seen: Scenario, scored: Scenario) -> list[str]:
+    """Rows that a stream to search on has in common with the one that is scored."""
+    if seen.rows_may_repeat or scored.rows_may_repeat or seen.input_shape != scored.input_shape:
+        return []
+    theirs = [part for i, task in enumerate(scored.tasks) for part in _parts(_named(i, task), task)]
+    ours = [part for i, task in enumerate(seen.tasks) for part in _parts(_named(i, task), task) if part.kind != "test"]
+    if theirs[0].samples.x.dtype != ours[0].samples.x.dtype:
+        return []
+    index = Index(theirs, [_scan(part.samples.x).hashes for part in theirs])
+    twins = {part: index.twins(part, *index.hits(_scan(part.samples.x).hashes)) for part in ours}
+    return [
+        f"{part}: {_count(some)} also in the scored stream (row {some[0][0]} is row {some[0][1]} of {some[0][2]}), "
+        "so the search would see what is scored; search on the stream's own first 'tasks', or on other data"
+        for part, some in twins.items()
+        if some
+    ]
+
+
 def _named(number: int, task: Task) -> str:
     short = task.name if len(task.name) <= LONG else f"{task.name[: LONG - 3]}..."
     return f"task {number} ({short!r})"

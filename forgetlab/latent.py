@@ -1,11 +1,15 @@
-"""Samples as they are inside of a network: what enters a block, and the way up from there."""
+"""Samples as they are inside of a network: what enters a block, and how it enters there again."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from forgetlab.attachment import skipped
+from forgetlab.adapted import Adapted
 from forgetlab.batch import Batch
 from forgetlab.frozen import entering
 from forgetlab.plugins import OptionError
@@ -15,26 +19,46 @@ IDS = "ids"  # beside a text that is kept inside: its ids, which tell padding
 
 
 def freeze(backbone: nn.Module, depth: int) -> None:
-    """Freeze all that lies below a block; its embedding, where there is one, and BatchNorm's statistics too.
+    """Freeze all that lies below a block: its weights, BatchNorm's statistics, and chance (dropout).
 
     Raises:
-        OptionError: there is no such block.
+        OptionError: there is no such block, or a module that all tasks train acts below it.
     """
     layers = blocks(backbone)
     if not 0 < depth < len(layers):
         blocks_there = f"block 1 to {len(layers) - 1}" if len(layers) > 1 else "no block"
         raise OptionError(f"kept samples can enter {blocks_there} of this model", "depth")
-    above = {id(p) for layer in layers[depth:] for p in layer.parameters()}
+    if isinstance(backbone, Adapted) and _acts_below(backbone, depth):
+        raise OptionError(f"the module changes what enters block {depth}: give it 'layers' from {depth} on", "depth")
     path = next(name for name, module in backbone.named_modules() if module is layers[0])
     last = max(i for i, (name, _) in enumerate(backbone.named_parameters()) if name.startswith(f"{path}."))
-    stems = {id(p) for i, (_, p) in enumerate(backbone.named_parameters()) if i <= last}  # what comes before the blocks
+    above = {id(p) for layer in layers[depth:] for p in layer.parameters()}
     below = {id(p) for layer in layers[:depth] for p in layer.parameters()}
-    for parameter in backbone.parameters():
-        if id(parameter) in stems | below and id(parameter) not in above:
+    for i, parameter in enumerate(backbone.parameters()):  # what is made before the blocks is used before them
+        if (i <= last or id(parameter) in below) and id(parameter) not in above:
             parameter.requires_grad_(False)
-    for layer in layers[:depth]:
-        layer.eval()
-        layer.train = lambda mode=True, layer=layer: layer  # type: ignore[method-assign]
+    for part in (*_stem(backbone, layers[0]), *layers[:depth]):
+        part.eval()
+        part.train = MethodType(_stays, part)  # type: ignore[method-assign] - a bound one: a deep copy has its own
+
+
+def _acts_below(backbone: Adapted, depth: int) -> bool:
+    reads_all = any(site.role == "side" for site in backbone.module.sites)
+    return reads_all or backbone.module.lowest() < depth
+
+
+def _stem(backbone: nn.Module, first: nn.Module) -> Iterator[nn.Module]:
+    """The parts that stand before the first block, but for those that hold it."""
+    for part in backbone.modules():
+        if part is first:
+            return
+        if all(inner is not first for inner in part.modules()):
+            yield part
+
+
+def _stays(part: nn.Module, mode: bool = True) -> nn.Module:
+    """In the place of ``train``: what is frozen stays in evaluation mode."""
+    return part
 
 
 @torch.no_grad()
@@ -44,8 +68,24 @@ def encode(backbone: nn.Module, batch: Batch, depth: int) -> Batch:
     return batch._replace(x=entering(backbone, batch.x, depth), extra={**batch.extra, **beside})
 
 
-def features(backbone: nn.Module, drawn: Batch, depth: int, like: Tensor) -> Tensor:
-    """The way up from a block; ``like`` is an input of the shape that the backbone reads. (B, T, d) -> (B, d)"""
-    x = drawn.extra.get(IDS, like.new_zeros(len(drawn.x), *like.shape[1:]))
-    with skipped(backbone, depth, drawn.x):
-        return backbone(x)
+def enter(backbone: nn.Module, drawn: Batch, depth: int, new: Tensor) -> Tensor:
+    """In the next forward pass drawn samples enter the block behind the ``new`` ones, which alone pass those below.
+
+    One pass for both, so that a BatchNorm above sees both. Gives what stands for the drawn ones among the inputs.
+    """
+    layers, handles, total = blocks(backbone), [], len(new) + len(drawn.y)
+
+    def of_new(value: Any) -> Any:
+        return value[: len(new)] if isinstance(value, Tensor) and value.dim() > 1 and len(value) == total else value
+
+    def cut(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return tuple(map(of_new, args)), {name: of_new(value) for name, value in named.items()}
+
+    def join(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        for handle in handles:
+            handle.remove()
+        return (torch.cat([args[0], drawn.x]), *args[1:])
+
+    handles += [layer.register_forward_pre_hook(cut, with_kwargs=True) for layer in layers[:depth]]
+    handles.append(layers[depth].register_forward_pre_hook(join))
+    return drawn.extra.get(IDS, new.new_zeros(len(drawn.y), *new.shape[1:]))

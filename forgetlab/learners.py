@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,7 @@ class Learner(ABC):
     context: Context
     counts: Counts
     prequential: list[float | None]
+    trains: ClassVar[bool] = True  # by gradient, as the file says under ``train:``
 
     def prepare(self, context: Context) -> None:
         """Make ready for the first task."""
@@ -217,7 +218,7 @@ class Sequential(Learner):
             routed = self.context.run.task_identity == "routed"  # training tells the task, which a router has to find
             self.prequential.append(None if routed else self.loop.prequential)
         self.counts.keep(self.network.stored())
-        self.counts.backbone_parameters = count(self.network.backbone)
+        self.counts.backbone_parameters = count(getattr(self.network.backbone, "backbone", self.network.backbone))
         if self.ledger is not None:
             self.counts.prices.append({**self.ledger.steps[-1], **kept(self.network)})
         stock = [self.loop] if type(self.loop) is not Loop else []

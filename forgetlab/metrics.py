@@ -164,6 +164,17 @@ def learning_accuracy(accuracy: Matrix) -> float | None:
     return _known(_mean(as_matrix(accuracy).diagonal()))
 
 
+def plasticity_change(accuracy: Matrix) -> float | None:
+    """How much better (above 0) or worse the last tenth of the tasks was learned than the first; of 20 tasks or more.
+
+    >>> round(plasticity_change([[0.8 - 0.01 * i] * 20 for i in range(20)]), 3)
+    -0.18
+    """
+    learned = as_matrix(accuracy).diagonal()
+    tenth = len(learned) // 10
+    return None if tenth < 2 else _known(_mean(learned[-tenth:]) - _mean(learned[:tenth]))
+
+
 def relative_learning_accuracy(accuracy: Matrix, separate: Matrix) -> float | None:
     """What the sequence gave to, or took from, the learning of each task: above 0 is transfer. Both models
     must be told the task, or neither.
@@ -243,6 +254,7 @@ OWN = (
     forgetting_first_last,
     backward_transfer,
     learning_accuracy,
+    plasticity_change,
 )
 
 

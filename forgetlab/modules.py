@@ -140,8 +140,19 @@ def _refuse(folder: RunFolder, run: Run) -> None:
         raise ModulesError(f"{run.strategy.name} has no modules: only a strategy with 'isolation' has one per task")
     if run.strategy.classifier is not None:
         raise ModulesError(f"in {run.strategy.name} a classifier answers for all tasks, and its sums are not stored")
+    refuse_shared(run)
     if not task_files(folder):
         raise ModulesError(f"no task of {folder.path} has ended yet")
+
+
+def refuse_shared(run: Run) -> None:
+    """Say why nothing is stored task by task, where that is so by the file.
+
+    Raises:
+        ModulesError: all tasks train one module.
+    """
+    if run.strategy.shared:
+        raise ModulesError(f"in {run.strategy.name} all tasks train one module, so there is none for each task")
 
 
 def fill(network: IsolatedNetwork, folder: RunFolder, device: torch.device) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from forgetlab import options
 from forgetlab.options import Named, OptionError, OptionsError, Parameter, Spec, problems, suggestion
@@ -44,6 +45,7 @@ __all__ = [
     "available",
     "build",
     "discover",
+    "fields",
     "find",
     "kind_of",
     "load_file",
@@ -196,6 +198,11 @@ def arguments(plugin: Plugin, chosen: Mapping[str, Any]) -> dict[str, Any]:
 def paths(plugin: Plugin) -> set[str]:
     """The options of a plug-in that are paths."""
     return options.paths(plugin.factory)
+
+
+def fields(plugin: Plugin) -> Mapping[str, FieldInfo]:
+    """What a plug-in's options have to be."""
+    return options.schema(plugin.factory, KINDS[plugin.kind].given).model_fields
 
 
 def named(plugin: Plugin) -> dict[str, str]:

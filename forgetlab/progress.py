@@ -8,7 +8,8 @@ from typing import Any
 
 from forgetlab.description import Experiment, Run
 from forgetlab.engine import EpochEnded, TaskEnded, TaskStarted
-from forgetlab.session import RunEnded, RunFailed, RunFound
+from forgetlab.session import RunEnded, RunFailed, RunFound, TrialEnded
+from forgetlab.tuning import planned
 
 
 class Progress:
@@ -17,7 +18,7 @@ class Progress:
     def __init__(self, experiment: Experiment, console: Any) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.runs = len(experiment.entries) * len(experiment.seeds)
+        self.runs = len(experiment.entries) * len(experiment.seeds) + planned(experiment)
         self.console, self.done, self.failed = console, 0, 0
         self.bars: Any = None
         if console.is_interactive:
@@ -38,6 +39,8 @@ class Progress:
     def __call__(self, event: Any) -> None:
         if isinstance(event, RunFailed):
             self._run_failed(event)
+        elif isinstance(event, TrialEnded):
+            self._trial_done(event)
         elif isinstance(event, (RunEnded, RunFound)):
             self._run_done(event)
         elif self.bars is not None:
@@ -50,16 +53,20 @@ class Progress:
         self.console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
 
     def _run_done(self, event: RunEnded | RunFound) -> None:
+        self._done(f"{_name(event.run)}: accuracy {_outcome(event)}")
+
+    def _trial_done(self, event: TrialEnded) -> None:
+        last = event.last
+        outcome = str(last.error) if isinstance(last, RunFailed) else f"validation accuracy {_outcome(last)}"
+        self._done(f"{event.entry.name}, seed {event.run.seed}, {event.number}: {outcome}")
+
+    def _done(self, line: str) -> None:
+        """One more run; a line of it where there are no bars."""
         self.done += 1
         if self.bars is not None:
             self.bars.update(self.all, completed=self.done)
-            return
-        result = event.folder.result()
-        final = result.metrics.get("average_accuracy") if result else None
-        accuracy = "none" if final is None else f"{final:.3f}"
-        how = "found" if isinstance(event, RunFound) else f"{event.folder.timing().get('seconds', 0):.1f} s"
-        line = f"[{self.done}/{self.runs}] {_name(event.run)}: accuracy {accuracy}, {how}"
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self.console.print(f"[{self.done}/{self.runs}] {line}", markup=False, highlight=False, soft_wrap=True)
 
     def _move(self, event: Any) -> None:
         if isinstance(event, TaskStarted):
@@ -69,6 +76,15 @@ class Progress:
             self.bars.update(self.now, completed=event.epoch.epoch, total=event.epoch.epochs)
         elif isinstance(event, TaskEnded):
             self.bars.refresh()
+
+
+def _outcome(event: RunEnded | RunFound) -> str:
+    """The accuracy at the end, and how long it took."""
+    result = event.folder.result()
+    final = result.metrics.get("average_accuracy") if result else None
+    accuracy = "none" if final is None else f"{final:.3f}"
+    how = "found" if isinstance(event, RunFound) else f"{event.folder.timing().get('seconds', 0):.1f} s"
+    return f"{accuracy}, {how}"
 
 
 def _name(run: Run) -> str:

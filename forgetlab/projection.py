@@ -14,7 +14,7 @@ from forgetlab.statistics import Interval
 from forgetlab.store import Result, Row, to_json
 
 MOST_CURVES, MOST_POINTS = 50, 200  # tasks with curves, and points of each; the matrix among the files is whole
-PRICE = ("seconds", *report.COUNTS, *prices.PRICES)
+PRICE = ("seconds", *report.COUNTS, *report.SEARCHED, *prices.PRICES)
 OF_FORGETTING = ("forgetting", "forgetting_first_last", "backward_transfer")
 IDENTITIES = {"none": "", "routed": "with a router: ", "told": "task told: "}
 
@@ -33,6 +33,20 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
         return {name: value}
     parts = [flatten(part, f"{name}.{key}" if name else str(key)) for key, part in value.items()]
     return {key: part for one in parts for key, part in one.items()}
+
+
+def shared(descriptions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What holds for all seeds; where a search chose for each of them, all that it chose.
+
+    >>> shared([{"seed": 0, "train.lr": 0.1, "tuned.values.k": 1}, {"seed": 1, "train.lr": 0.1, "tuned.values.k": 2}])
+    {'train.lr': 0.1, 'tuned.values.k': '1|2'}
+    """
+    found = {}
+    for name in descriptions[0]:
+        values = list(dict.fromkeys(str(one.get(name)) for one in descriptions))
+        if name not in ("key", "seed") and (len(values) == 1 or name.startswith("tuned.values.")):
+            found[name] = descriptions[0][name] if len(values) == 1 else "|".join(values)
+    return found
 
 
 def curves(results: Sequence[Result]) -> Curves:

@@ -7,19 +7,24 @@ tasks). The contracts own Avalanche's hooks, so each also runs in an Avalanche s
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeFloat
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from forgetlab.avalanche_api import MultiTaskModule, SupervisedPlugin, avalanche_forward
+from forgetlab import gaussians
+from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.data import batches
 from forgetlab.seeding import generator
+from forgetlab.sites import blocks
+from forgetlab.subspaces import chosen, entering, nonnegative, true_logit_gradients
+from forgetlab.teacher import answers, features, frozen_copy, logits, padded
+from forgetlab.walk import Walk, scaled
 
 __all__ = [
     "UNKNOWN",
@@ -29,11 +34,21 @@ __all__ = [
     "Regime",
     "Regularizer",
     "Tensors",
+    "Walk",
     "answers",
+    "chosen",
+    "entering",
+    "features",
     "frozen_copy",
+    "gaussians",
+    "layers",
     "logits",
+    "mixed",
+    "nonnegative",
     "padded",
     "quadratic",
+    "scaled",
+    "true_logit_gradients",
 ]
 
 
@@ -51,6 +66,13 @@ class Keeper(SupervisedPlugin, ABC):
         self.seed = 0
         self.tasks = 0  # consolidated so far
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that this cannot act on; called before anything is trained.
+
+        Raises:
+            OptionError: with the reason.
+        """
+
     def begin(self, model: nn.Module) -> None:
         """Called before a task's first step, when the model has grown for it."""
 
@@ -59,6 +81,10 @@ class Keeper(SupervisedPlugin, ABC):
 
     def consolidate(self, model: nn.Module, data: Iterable[Batch]) -> None:
         """Learn what the next tasks need, at a task's end, from that task's training data."""
+
+    def draws(self) -> Generator:
+        """The generator for what is drawn in this task."""
+        return generator(type(self).__name__, self.seed, self.tasks)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What is kept: tensors and plain values."""
@@ -77,6 +103,7 @@ class Keeper(SupervisedPlugin, ABC):
         self.tasks = values["tasks"]
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.check(strategy.model)
         self.begin(strategy.model)
 
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
@@ -99,23 +126,26 @@ class Regularizer(Keeper):
     def __init__(self, strength: NonNegativeFloat) -> None:
         super().__init__()
         self.strength = strength
+        self.batch: Batch  # of the step at hand, in the first task too
 
     @abstractmethod
     def penalty(self, model: nn.Module, batch: Batch, output: Tensor) -> Tensor:
         """A scalar, before it is multiplied by the strength."""
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        fields = strategy.mbatch
+        self.batch = Batch(fields[0], fields[1], fields[-1] if len(fields) > 2 else torch.zeros_like(fields[1]))
         if self.tasks or self.from_start:
-            fields = strategy.mbatch
-            batch = Batch(fields[0], fields[1], fields[-1] if len(fields) > 2 else torch.zeros_like(fields[1]))
-            strategy.loss = strategy.loss + self.strength * self.penalty(strategy.model, batch, strategy.mb_output)
+            penalty = self.penalty(strategy.model, self.batch, strategy.mb_output)
+            strategy.loss = strategy.loss + self.strength * penalty
 
 
 class Projection(Keeper):
     """Changes each step's gradient so that what was learned is not undone.
 
     ``references`` says which gradients on remembered samples it asks for: "none", that on one "mixed" batch of all old
-    tasks, or that on each of the old "tasks". Those it has from a ``memory``, so it stands beside one in a file.
+    tasks, or that on each of the old "tasks". Those it has from a ``memory``, so it stands beside one in a file. What
+    has no gradient in a step, such as an old task's head, has one of 0, and moves only where the projection moves it.
     """
 
     references: ClassVar[Literal["none", "mixed", "tasks"]] = "none"
@@ -127,22 +157,25 @@ class Projection(Keeper):
 
     @abstractmethod
     def project(self, gradient: Tensors, references: Sequence[Tensors]) -> Tensors:
-        """The gradient of a step instead of the one at hand; ``references`` may be empty, as in the first task."""
+        """The gradient of a step instead of the one at hand, from the second task on; ``references`` may be empty."""
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().before_training_exp(strategy, **kwargs)
         self._generator = generator("projection", self.seed, strategy.clock.train_exp_counter)
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
-        moving = {name: p for name, p in strategy.model.named_parameters() if p.grad is not None}
-        gradient = {name: p.grad for name, p in moving.items()}
+        if not self.tasks:
+            return
+        moving = {name: p for name, p in strategy.model.named_parameters() if p.requires_grad}
+        gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in moving.items()}
         references = [self._gradient(strategy, moving, batch) for batch in self._remembered(strategy)]
         for name, projected in self.project(gradient, references).items():
-            moving[name].grad = projected
+            if moving[name].grad is not None or bool(projected.any()):
+                moving[name].grad = projected
 
     def _remembered(self, strategy: Any) -> Iterable[Batch]:
         """The batches on which references are taken, of tasks that ended."""
-        if self.references == "none" or not self.tasks:
+        if self.references == "none":
             return []
         if self.references == "mixed":
             return self.memory.recalled(self._generator)
@@ -160,20 +193,52 @@ class Regime(Keeper):
     `begin` comes before a task's first step, `observe` after each, `consolidate` at the task's end.
     """
 
+    neutral: ClassVar[Mapping[str, Any]] = {}  # the options with which it changes nothing
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._around = ExitStack()
+
     def rate(self, name: str, task: int) -> float:
         """The factor on a parameter's learning rate in this task."""
         return 1.0
 
+    def around(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """What stands around the forward pass of each training step: hooks in it are on no copy of the model."""
+        return nullcontext()
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().before_training_exp(strategy, **kwargs)
         names = {p: name for name, p in strategy.model.named_parameters()}
+        self._groups = strategy.optimizer.param_groups
         groups: list[dict[str, Any]] = []
-        for group in strategy.optimizer.param_groups:
+        for group in self._groups:
             by_rate: dict[float, list[nn.Parameter]] = {}
             for p in group["params"]:
                 by_rate.setdefault(self.rate(names[p], self.tasks), []).append(p)
             groups += [{**group, "params": ps, "lr": group["lr"] * factor} for factor, ps in by_rate.items()]
         strategy.optimizer.param_groups = groups
+
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        self._around.close()  # what a pass that was interrupted left
+        self._around.enter_context(self.around(strategy.model))
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        self._around.close()
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        strategy.optimizer.param_groups = self._groups  # where an optimizer is kept, rates do not build up
+        super().after_training_exp(strategy, **kwargs)
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model's backbone, first to last; of the frozen one where a module is trained on it.
+
+    Raises:
+        OptionError: where they are is not known.
+    """
+    backbone: Any = getattr(model, "backbone", model)
+    return blocks(getattr(backbone, "backbone", backbone))
 
 
 def quadratic(model: nn.Module, weight: Mapping[str, Tensor], centre: Mapping[str, Tensor]) -> Tensor:
@@ -181,6 +246,11 @@ def quadratic(model: nn.Module, weight: Mapping[str, Tensor], centre: Mapping[st
     theta = dict(model.named_parameters())
     triples = [(theta[name], its_weight, centre[name]) for name, its_weight in weight.items()]
     return _Quadratic.apply(*(tensor for column in zip(*triples, strict=True) for tensor in column))
+
+
+def mixed(old: Mapping[str, Tensor], keep: float, new: Mapping[str, Tensor], take: float) -> Tensors:
+    """keep * old + take * new, by the new ones' names; what was not there yet was 0."""
+    return {name: keep * padded(old.get(name, value[:0]), value) + take * value for name, value in new.items()}
 
 
 class _Quadratic(torch.autograd.Function):
@@ -201,36 +271,3 @@ class _Quadratic(torch.autograd.Function):
         theta, pull = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         gradient = (padded(2 * grad_outputs[0] * p, t) for p, t in zip(pull, theta, strict=True))
         return *gradient, *[None] * (2 * n)
-
-
-def logits(model: nn.Module, batch: Batch) -> Tensor:
-    """The model's answer, with the tasks where the model takes them. -> (B, classes)"""
-    return avalanche_forward(model, batch.x, batch.task)
-
-
-def answers(model: nn.Module, x: Tensor, output: Tensor | None = None) -> dict[int, Tensor]:
-    """The logits by the task that is asked about, or {UNKNOWN: logits} where no task is told; one backbone pass.
-
-    No class that a task had is masked in its answer. ``output`` is what the model gave for these samples in training;
-    it is taken where it is the answer already.
-    """
-    if isinstance(model, MultiTaskModule) and getattr(model, "task_known", True):
-        return avalanche_forward(model, x, None)
-    if output is not None and getattr(model, "loss_classes", "all") != "current":
-        return {UNKNOWN: output}
-    return {UNKNOWN: avalanche_forward(model, x, torch.full((len(x),), UNKNOWN, device=x.device))}
-
-
-def frozen_copy(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the model as it was when it had these tensors, in evaluation mode, without gradients."""
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
-    own = frozen.state_dict()
-    frozen.load_state_dict({**own, **{name: padded(t, own[name]) for name, t in tensors.items()}})
-    return frozen
-
-
-def padded(tensor: Tensor, like: Tensor) -> Tensor:
-    """Zeros for the rows by which a parameter has grown since; the rows that there were stay first."""
-    if tensor.shape == like.shape:
-        return tensor
-    return torch.cat([tensor, tensor.new_zeros(len(like) - len(tensor), *tensor.shape[1:])])

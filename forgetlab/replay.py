@@ -9,7 +9,7 @@ runs in an Avalanche script.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -24,12 +24,26 @@ from forgetlab.data import TensorLoader, batches
 from forgetlab.network import MASK
 from forgetlab.seeding import generator
 from forgetlab.slots import Slots, equal_shares
+from forgetlab.teacher import changing
 
 __all__ = ["MASK", "Batch", "Memory", "Rehearsal", "Sampler", "Slots", "equal_shares"]
 
 
+class Passes(Iterable[Batch]):
+    """The data of the task in training, as often as they are gone over."""
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def __iter__(self) -> Iterator[Batch]:
+        strategy = self.strategy
+        return batches(strategy.experience.dataset, strategy.train_mb_size, strategy.device)
+
+
 class Sampler(ABC):
     """Which of the kept samples are drawn, where not each is equally likely."""
+
+    reads_kept: ClassVar[bool] = False  # whether it puts kept samples through the network: they must be as they came
 
     @abstractmethod
     def choose(self, slots: Slots, n: int, new: Batch, model: nn.Module, rate: float, generator: Generator) -> Tensor:
@@ -42,6 +56,7 @@ class Rehearsal(ABC):
     keeps_logits: ClassVar[bool] = False  # whether samples are to be stored with their logits of that moment
     always: ClassVar[bool] = False  # whether it stands also where nothing is drawn; the drawn batch is empty then
     from_scratch: ClassVar[bool] = False  # whether each task is the memory's samples alone, for a model started anew
+    reads_kept: ClassVar[bool] = False  # whether it puts samples through a network: they must be as they came
 
     @abstractmethod
     def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
@@ -74,8 +89,10 @@ class Memory(SupervisedPlugin, ABC):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()  # "boundaries", "passes": what `end` has to be told or allowed
-    inside: bool = False  # whether what is drawn enters inside of the network, by `answers`
+    inside: ClassVar[bool] = False  # whether features are drawn, which enter the head alone, by `answers`
     has_slots: ClassVar[bool] = True  # whether samples are kept in ``slots``, so that a sampler can choose
+    reads_kept: ClassVar[bool] = False  # whether it puts kept samples through the network: they must be as they came
+    kept: ClassVar[tuple[str, ...]] = ()  # attributes that are kept beside: tensors by name, or plain values
 
     def __init__(self, capacity: PositiveInt, ratio: PositiveFloat = 1.0) -> None:
         super().__init__()
@@ -91,6 +108,14 @@ class Memory(SupervisedPlugin, ABC):
         self._incoming: Batch | None = None
         self._drawn: Batch | None = None
         self._start: dict[str, Tensor] = {}
+
+    @staticmethod
+    def check(x: Tensor) -> None:
+        """Refuse inputs (B, ...) that this memory has no use for; called before anything is trained.
+
+        Raises:
+            OptionError: with the reason.
+        """
 
     @abstractmethod
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:
@@ -120,23 +145,23 @@ class Memory(SupervisedPlugin, ABC):
     def by_task(self) -> list[Batch]:
         """All that is kept of the tasks that ended, task by task."""
         old = self._old()
-        tasks = self.slots.tensors["task"][old] if len(old) else old
+        tasks = self.slots.tensors["experience"][old] if len(old) else old
         self.replayed += len(old)
         return [self.slots.read(old[tasks == task]) for task in tasks.unique().tolist()]
 
     def _old(self) -> Tensor:
         """The places of tasks that ended."""
-        assert self._incoming is not None
         if not len(self.slots):
             return torch.empty(0, dtype=torch.int64)
-        return (self.slots.tensors["task"][: len(self.slots)] != self._incoming.task[0]).nonzero().squeeze(1)
+        came_in = self.slots.tensors["experience"][: len(self.slots)]
+        return (came_in != self.slots.experience).nonzero().squeeze(1)
 
     def keep_inside(self, network: Any, depth: int) -> None:
         """Keep samples as what enters a block (latent replay: Pellegrini et al. 2020, https://arxiv.org/abs/1912.01100).
 
         The blocks below are frozen, so that what is kept does not age.
         """
-        self.depth, self.inside = depth, True
+        self.depth = depth
         latent.freeze(network.backbone, depth)
 
     def encode(self, model: Any, batch: Batch) -> Batch:
@@ -144,30 +169,42 @@ class Memory(SupervisedPlugin, ABC):
         return batch if self.depth is None else latent.encode(model.backbone, batch, self.depth)
 
     def answers(self, model: Any, drawn: Batch) -> Tensor:
-        """The logits of drawn samples that enter ``inside`` of the network. -> (B, C)"""
-        assert self.depth is not None and self._incoming is not None
-        return model.answer(latent.features(model.backbone, drawn, self.depth, self._incoming.x), drawn.task)
+        """The logits of drawn features. -> (B, C)"""
+        return model.answer(drawn.x, drawn.task)
+
+    @property
+    def apart(self) -> int:
+        """Samples that the loss at hand is over beside those of the strategy's batch."""
+        return len(self._drawn.y) if self._drawn is not None and (self.inside or self.depth is not None) else 0
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What is kept, with what the rehearsal keeps: tensors and plain values."""
         tensors, values = self.rehearsal.state() if self.rehearsal else ({}, {})
-        beside = {f"rehearsal/{name}": tensor for name, tensor in tensors.items()}
-        return {**self.slots.tensors, **beside}, {
-            "filled": self.slots.filled,
-            **({"rehearsal": values} if values else {}),
-        }
+        kept = {name: getattr(self, name) for name in self.kept}
+        parts = {"rehearsal": tensors, "start": self._start} | {k: v for k, v in kept.items() if isinstance(v, dict)}
+        beside = {f"{part}/{name}": tensor for part, found in parts.items() for name, tensor in found.items()}
+        plain = {name: value for name, value in kept.items() if name not in parts}
+        rehearsal = {"rehearsal": values} if values else {}
+        return {**self.slots.tensors, **beside}, {"filled": self.slots.filled, **plain, **rehearsal}
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
-        beside = {name.removeprefix("rehearsal/"): t for name, t in tensors.items() if name.startswith("rehearsal/")}
+        parts: dict[str, dict[str, Tensor]] = {}
+        for path, tensor in tensors.items():
+            part, _, name = path.partition("/") if "/" in path else ("", "", path)
+            parts.setdefault(part, {})[name] = tensor
         if self.rehearsal:
-            self.rehearsal.restore(beside, values.get("rehearsal", {}))
-        own = {name: tensor for name, tensor in tensors.items() if not name.startswith("rehearsal/")}
-        self.slots.tensors, self.slots.filled = own, values["filled"]
+            self.rehearsal.restore(parts.get("rehearsal", {}), values.get("rehearsal", {}))
+        for name in self.kept:
+            setattr(self, name, values[name] if name in values else parts.get(name, {}))
+        self.slots.tensors, self.slots.filled = parts.get("", {}), values["filled"]
+        self._start = parts.get("start", {})
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._generator = generator("memory", self.seed, strategy.clock.train_exp_counter)
         self.model, self.replayed = strategy.model, 0
+        if not self.joins:  # what a projection looks at is told by when it came: tasks may all carry one label
+            self.slots.experience = strategy.clock.train_exp_counter
         if self.rehearsal is not None:
             self.rehearsal.begin(strategy.model)
             if self.rehearsal.from_scratch:
@@ -175,9 +212,9 @@ class Memory(SupervisedPlugin, ABC):
 
     def _start_anew(self, strategy: Any) -> None:
         """Keep of the task what is to be kept, and train a new model on all that is kept."""
-        for batch in batches(strategy.experience.dataset, strategy.train_mb_size, strategy.device):
+        for batch in Passes(strategy):
             self.store(batch, batch.y.new_zeros(len(batch.y), 0, dtype=torch.float32), self._generator)
-        for name, tensor in strategy.model.state_dict().items():
+        for name, tensor in changing(strategy.model).items():
             first = self._start.get(name)
             if first is None:
                 first = tensor.clone()
@@ -185,9 +222,9 @@ class Memory(SupervisedPlugin, ABC):
                 first = torch.cat([first, tensor[len(first) :]])
             self._start[name] = first
             tensor.copy_(first)
-        kept = self.slots.read(torch.arange(len(self.slots), device=strategy.device))
-        task, seed = strategy.clock.train_exp_counter, self.seed
-        columns = (kept.x, kept.y, kept.task)
+        strategy.optimizer.state.clear()  # of one that is kept from task to task
+        task, seed, kept, n = strategy.clock.train_exp_counter, self.seed, self.slots.tensors, len(self.slots)
+        columns = (kept["x"][:n], kept["y"][:n], kept["task"][:n])
         strategy.dataloader = TensorLoader(
             columns, strategy.train_mb_size, lambda epoch: generator("order", seed, task, epoch)
         )
@@ -197,11 +234,14 @@ class Memory(SupervisedPlugin, ABC):
         x, y, task = fields[0], fields[1], fields[-1] if len(fields) > 2 else torch.zeros_like(fields[1])
         self._incoming, self._drawn = Batch(x, y, task), None
         alone = self.rehearsal is not None and self.rehearsal.from_scratch
+        if alone:  # all that is learned is kept already, nothing of it comes by
+            self.replayed, strategy.seen = self.replayed + len(y), 0
         if len(self) and self.joins and not alone:
             drawn = self._drawn = self._draw(strategy, self._incoming)
             self.replayed += len(drawn.y)
             if not self.inside:
-                joined = [torch.cat(pair) for pair in ((x, drawn.x), (y, drawn.y), (task, drawn.task))]
+                inputs = drawn.x if self.depth is None else latent.enter(strategy.model.backbone, drawn, self.depth, x)
+                joined = [torch.cat(pair) for pair in ((x, inputs), (y, drawn.y), (task, drawn.task))]
                 strategy.mbatch = joined[: len(fields)]
 
     def _draw(self, strategy: Any, new: Batch) -> Batch:
@@ -219,12 +259,14 @@ class Memory(SupervisedPlugin, ABC):
         drawn = new.rows(torch.arange(0)) if self._drawn is None else self._drawn
         if self.inside:
             output = torch.cat([output, self.answers(strategy.model, drawn)]) if len(drawn.y) else output
-        else:
+        elif self.depth is None:
             drawn = drawn._replace(x=x[n:])
         if self.rehearsal is not None:
             strategy.loss = self.rehearsal.loss(strategy.model, new, drawn, output)
         elif self.inside:
             strategy.loss = F.cross_entropy(output, torch.cat([new.y, drawn.y]))
+        if self.apart:  # a penalty has no use for what stands for them among the inputs
+            strategy.mbatch, strategy.mb_output = [field[:n] for field in strategy.mbatch], strategy.mb_output[:n]
 
     def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         rehearsal = self.rehearsal
@@ -239,11 +281,15 @@ class Memory(SupervisedPlugin, ABC):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         was_training = strategy.model.training
         strategy.model.eval()
-        data = batches(strategy.experience.dataset, strategy.train_mb_size, strategy.device)
-        self.end(strategy.model, data, self._generator)
+        self.end(strategy.model, Passes(strategy), self._generator)
         if self.rehearsal is not None:
             self.rehearsal.end(strategy.model, self.slots)
         strategy.model.train(was_training)
+
+    @property
+    def answers_tests(self) -> bool:
+        """Whether the rehearsal has a word in what is answered at test."""
+        return self.rehearsal is not None and type(self.rehearsal).answer is not Rehearsal.answer
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         if self.rehearsal is not None:

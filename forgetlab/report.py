@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from forgetlab import metrics, prices
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 COUNTS = ("parameters", "trainable", "stored_bytes", "memory_bytes", "samples_seen", "updates")
+SEARCHED = tuple(f"tuning_{name}" for name in ("trials", "samples_seen", "samples_replayed", "updates"))
 SECTIONS = {
     "none": "No task identity used",
     "routed": "Task inferred by a router (routed)",
@@ -72,15 +73,24 @@ def _grouped(finished: Sequence[Finished]) -> dict[tuple[str, str], list[Finishe
     """The runs of each strategy, by its label and its task identity."""
     groups: dict[tuple[str, str], list[Finished]] = {}
     for run in finished:
-        groups.setdefault((label(run.result), run.result.task_identity), []).append(run)
-    return groups
+        fixed = replace(run.result, tuning={}, overrides=_fixed(run.result))
+        groups.setdefault((label([fixed]), run.result.task_identity), []).append(run)
+    return {(label([run.result for run in runs]), told): runs for (_, told), runs in groups.items()}
 
 
-def label(result: Result) -> str:
-    """
+def _fixed(result: Result) -> dict[str, Any]:
+    """What the file overrides, without what was chosen."""
+    return {key: value for key, value in result.overrides.items() if key not in result.tuning.get("values", {})}
+
+
+def label(results: Sequence[Result]) -> str:
+    """A strategy's name, what it overrides, and what was chosen for it, for each seed that chose something else.
+
     >>> from types import SimpleNamespace
-    >>> label(SimpleNamespace(strategy="lora-r8", overrides={"lr": 1e-2, "augment": {"crop": 4}}))
-    'lora-r8 (lr=0.01, augment=crop 4)'
+    >>> one = SimpleNamespace(strategy="lora-r8", overrides={"lr": 1e-2, "augment": {"crop": 4}}, tuning={})
+    >>> other = SimpleNamespace(strategy="ewc", overrides={}, tuning={"values": {"strength": 100.0}})
+    >>> label([one]), label([other, SimpleNamespace(**{**vars(other), "tuning": {"values": {"strength": 10.0}}})])
+    ('lora-r8 (lr=0.01, augment=crop 4)', 'ewc (strength=10|100)')
     """
 
     def written(value: Any) -> str:
@@ -88,8 +98,14 @@ def label(result: Result) -> str:
             return ", ".join(f"{key} {part}" for key, part in value.items())
         return f"{value:g}" if isinstance(value, float) else str(value)
 
-    changes = ", ".join(f"{key}={written(value)}" for key, value in result.overrides.items())
-    return f"{result.strategy} ({changes})" if changes else result.strategy
+    chosen: dict[str, set[Any]] = {}
+    for result in results:
+        for key, value in result.tuning.get("values", {}).items():
+            chosen.setdefault(key, set()).add(value)
+    parts = {key: written(value) for key, value in _fixed(results[0]).items()}
+    parts |= {key: "|".join(map(written, sorted(values))) for key, values in chosen.items()}
+    changes = ", ".join(f"{key}={part}" for key, part in parts.items())
+    return f"{results[0].strategy} ({changes})" if changes else results[0].strategy
 
 
 def _summary(name: str, runs: Sequence[Finished], results: Sequence[Result]) -> Summary:
@@ -118,7 +134,8 @@ def _values(run: Finished, results: Sequence[Result]) -> dict[str, float | None]
     values["chance"] = sum(guess) / len(guess)
     values["seconds"] = run.timing.get("seconds")
     total = result.counts.get("total", {})
-    return values | {name: total.get(name) for name in COUNTS} | prices.of_run(result.counts, run.timing)
+    counted = {name: total[name] for name in SEARCHED if name in total}
+    return values | counted | {name: total.get(name) for name in COUNTS} | prices.of_run(result.counts, run.timing)
 
 
 def _reference(name: str, result: Result, results: Sequence[Result]) -> list[Row] | None:
@@ -163,6 +180,8 @@ def _columns(rows: Sequence[Summary]) -> dict[str, list[str]]:
         "parameters": [_amount(summary, ("parameters",), prices.short_count) for summary in rows],
         "bytes kept": [_amount(summary, ("stored_bytes", "memory_bytes"), prices.short_bytes) for summary in rows],
     }
+    if any("tuning_trials" in summary.cells for summary in rows):
+        table["trials"] = [_amount(summary, ("tuning_trials",), "{:.0f}".format) for summary in rows]
     for name, header in FURTHER.items():
         if any(name in summary.cells for summary in rows):
             table[header] = [_cell(summary, name, n) for summary in rows]

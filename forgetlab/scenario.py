@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from forgetlab import digests, plugins
 from forgetlab.mapped import Rows
@@ -87,6 +87,28 @@ class Scenario:
         """The shape of one sample."""
         return tuple(self.tasks[0].train.x.shape[1:])
 
+    def part(self, first: int, last: int | None = None) -> Scenario:
+        """The tasks from ``first`` to before ``last`` as a stream of their own, whose labels are numbered anew."""
+        tasks = self.tasks[first:last]
+        order = list(dict.fromkeys(label for task in tasks for label in sorted(task.classes)))
+        if order == list(range(self.n_classes)):
+            return replace(self, tasks=tasks)
+        number = torch.full((self.n_classes,), -1, dtype=torch.int64)
+        number[order] = torch.arange(len(order))
+        names = tuple(self.class_names[label] for label in order)
+        return replace(self, tasks=tuple(_renumbered(task, number) for task in tasks), class_names=names)
+
+    def with_validation(self, share: float) -> Scenario:
+        """Each task that keeps no validation data apart gives this share of every class's training samples for it.
+
+        They are always the same ones, whatever the seed.
+        """
+        tasks = [
+            task if task.validation else _divided(task, share, generator("validation of a task", i))
+            for i, task in enumerate(self.tasks)
+        ]
+        return replace(self, tasks=tuple(tasks))
+
     def on_validation(self) -> Scenario:
         """The same stream, evaluated on validation data: what selects must not see test data.
 
@@ -123,6 +145,26 @@ class Scenario:
                 for some in read(tensor):
                     digest.update(some)
         return digest.hexdigest()
+
+
+def _renumbered(task: Task, number: Tensor) -> Task:
+    def anew(samples: Samples) -> Samples:
+        return Samples(samples.x, number[samples.y])
+
+    classes = tuple(sorted(number[list(task.classes)].tolist()))
+    validation = task.validation and anew(task.validation)
+    return replace(task, train=anew(task.train), test=anew(task.test), classes=classes, validation=validation)
+
+
+def _divided(task: Task, share: float, draw: Generator) -> Task:
+    """The same share of every class is kept apart, of each of two samples or more at least one."""
+    train, apart = task.train, torch.zeros(len(task.train.y), dtype=torch.bool)
+    for label in train.y.unique():
+        rows = (train.y == label).nonzero().squeeze(1)
+        n = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        apart[rows[torch.randperm(len(rows), generator=draw)[:n]]] = True
+    kept, held = (Samples(train.x[rows], train.y[rows]) for rows in ((~apart).nonzero()[:, 0], apart.nonzero()[:, 0]))
+    return replace(task, train=kept, validation=held)
 
 
 def dataset(spec: str | Mapping[str, Any], option: str | None = None) -> Dataset:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from forgetlab import plugins
-from forgetlab.description import ORACLE, Spec
+from forgetlab import choices, plugins
+from forgetlab.description import ORACLE, Choice, Spec
 from forgetlab.options import OptionsError, problems, suggestion
 from forgetlab.yaml_file import FileErrors, Problem, parse
 
@@ -28,6 +29,8 @@ class ScenarioFile:
         self.problems: list[Problem] = []
         self.shorthands: dict[Place, Place] = {}  # where the file has what is elsewhere in the whole form
         self.incomplete = False  # plug-ins are missing, so that a name is unknown says nothing
+        self.searches = self.document.data.get("tuning") is not None
+        self.choices: list[Choice] = []  # options with several values, of which a search chooses
 
     def refuse(self, place: Place, message: str, *, of_key: bool = False) -> None:
         whole = max((p for p in self.shorthands if place[: len(p)] == p), key=len, default=())
@@ -57,13 +60,14 @@ class ScenarioFile:
         given = self.known(given, model.model_fields, place)
         inner = {key: kind for key in given if (kind := _section_of(model, key))}
         sections = {key: self.section(kind, given.pop(key), (*place, key)) for key, kind in inner.items()}
+        given, refused = choices.first_of(
+            self, given, model.model_fields, place, lambda one: dict(_validated(model, one))
+        )
         try:
-            checked = model.model_validate_json(json.dumps(given), strict=True)
-        except ValidationError as error:
-            of_all = [((), i["msg"].removeprefix("Value error, ")) for i in error.errors() if not i["loc"]]
-            for where, message in of_all or problems(error, model.model_fields):
-                self.refuse((*place, *where), message)
-            wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
+            checked = _validated(model, given)
+        except OptionsError as error:
+            self._refuse_options(error, place, refused)
+            wrong = {where[0] for where, _ in error.problems if where}
             checked = model.model_construct(**{k: v for k, v in given.items() if k not in wrong})
         return checked.model_copy(update=sections)
 
@@ -114,14 +118,20 @@ class ScenarioFile:
         for key in plugins.paths(plugin) & given.keys():
             if isinstance(given[key], str):
                 given[key] = str(self.path.parent / Path(given[key]).expanduser())
+        resolve = partial(plugins.resolve, plugin.kind, plugin.name)
+        given, unfit = choices.first_of(self, given, plugins.fields(plugin), place, resolve)
         try:
-            resolved = {"name": plugin.name, **plugins.resolve(plugin.kind, plugin.name, given)}
+            resolved = {"name": plugin.name, **resolve(given)}
         except OptionsError as error:
-            for where, message in error.problems:
-                if where[0] not in refused:
-                    self.refuse((*place, *where), message)
+            self._refuse_options(error, place, refused | unfit)
             return None
-        return None if refused else resolved
+        return None if refused | unfit else resolved
+
+    def _refuse_options(self, error: OptionsError, place: Place, told: set[str]) -> None:
+        """Refuse each option that was not refused before."""
+        for where, message in error.problems:
+            if not {*where[:1]} & told:
+                self.refuse((*place, *where), message)
 
     def _nested(self, plugin: plugins.Plugin, given: dict[str, Any], place: Place) -> set[str]:
         """Put whole specs in the place of those that options name; returns the options in which one was refused."""
@@ -132,6 +142,18 @@ class ScenarioFile:
             elif value is not None:
                 given[option] = self.spec((kind,), value, (*place, option)) or [None]
         return {name for name in plugins.named(plugin) if isinstance(given.get(name), list) and None in given[name]}
+
+
+def _validated(model: type[M], given: Mapping[str, Any]) -> M:
+    """
+    Raises:
+        OptionsError: values that do not fit the model.
+    """
+    try:
+        return model.model_validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        of_all = [((), i["msg"].removeprefix("Value error, ")) for i in error.errors() if not i["loc"]]
+        raise OptionsError(of_all or problems(error, model.model_fields)) from error
 
 
 def _key(place: Place) -> str:

@@ -9,15 +9,18 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forgetlab import engine, modules
+from forgetlab import engine, modules, tuning
 from forgetlab.description import Experiment, Run, Strategy
 from forgetlab.engine import Event, Observer, TaskEnded
 from forgetlab.fingerprint import run_key
+from forgetlab.loop import Diverged
 from forgetlab.provenance import git_state, machine, packages
-from forgetlab.store import RunFolder, Store, copy_of, write_bytes, write_text
+from forgetlab.search import Attempt, Search, chosen_by
+from forgetlab.store import RunFolder, Store, copy_of, to_json, write_bytes, write_text
 
 SLOW = 0.05  # seconds: what takes longer to write is written seldom, in a tenth of a run's time
 LARGE = 10**6  # parameters of a network that must not wait for the garbage collector
@@ -44,6 +47,16 @@ class RunFailed:
     run: Run
     folder: RunFolder
     error: Exception
+
+
+@dataclass(frozen=True)
+class TrialEnded:
+    """A run of a search is done; the last of it as it would be told of any run."""
+
+    run: Run
+    entry: Strategy
+    number: str  # which trial, with what
+    last: RunFound | RunEnded | RunFailed
 
 
 @dataclass
@@ -101,7 +114,7 @@ def _about(event: TaskEnded, name: str, values: Mapping[str, Any]) -> dict[str, 
     return {**shared, "number": event.task, "input_shape": shape, "pretrained": pretrained, **told, **values}
 
 
-Report = Callable[[Event | RunFound | RunEnded | RunFailed], None]
+Report = Callable[[Event | RunFound | RunEnded | RunFailed | TrialEnded], None]
 
 
 def carry_out(
@@ -114,21 +127,72 @@ def carry_out(
 ) -> list[RunFolder]:
     """Run what is not finished yet; ``fresh`` runs all again. Returns the folders in the experiment's order.
 
-    A run that fails is reported and left unfinished; the others go on.
+    What a search is to choose is chosen before. A run that fails is reported and left unfinished; the others go on.
     """
     folders: list[RunFolder] = []
     store.begin(experiment.name, engine.plain(experiment))
     for entry in experiment.entries:
-        its = [_one(experiment, experiment.run(entry, seed), store, fresh, report) for seed in experiment.seeds]
+        if tuning.space(experiment, entry):
+            its = _tuned(experiment, entry, store, fresh, report)
+        else:
+            its = [_one(experiment, experiment.run(entry, seed), store, fresh, report) for seed in experiment.seeds]
         after_strategy(entry, its)
         folders += its
     return folders
 
 
-def _one(experiment: Experiment, run: Run, store: Store, fresh: bool, report: Report) -> RunFolder:
+def _tuned(experiment: Experiment, entry: Strategy, store: Store, fresh: bool, report: Report) -> list[RunFolder]:
+    """The seeds of an entry, each with what its search chooses."""
+    assert experiment.tuning is not None
+    found: dict[tuple[int, ...], Any] = {}
+    folders = [store.folder(experiment.name, entry.name, seed) for seed in experiment.seeds]
+    for folder, seed in zip(folders, experiment.seeds, strict=True):
+        search = Search(experiment, entry, tuning.search_seeds(experiment.tuning, seed))
+        try:
+            if search.seeds not in found:
+                found[search.seeds] = chosen_by(search, partial(_attempt, search, store.trials, fresh, report))
+            tuned, log = found[search.seeds]
+        except Exception as error:
+            store.set_aside(folder, "")
+            write_text(folder.path / "error.txt", traceback.format_exc())
+            report(RunFailed(experiment.run(entry, seed), folder, error))
+        else:
+            _one(experiment, tuning.decided(experiment, entry, seed, tuned), store, fresh, report)
+            write_text(folder.path / "tuning.json", to_json(log))
+    return folders
+
+
+def _attempt(search: Search, store: Store, fresh: bool, report: Report, run: Run, number: str) -> Attempt:
+    """One run of a trial; training that diverges is an outcome like another.
+
+    Raises:
+        Exception: whatever else stops the run.
+    """
+    last: list[RunFound | RunEnded | RunFailed] = []
+
+    def tell(event: Any) -> None:
+        (last.append if isinstance(event, RunFound | RunEnded | RunFailed) else report)(event)
+
+    folder = _one(search.experiment, run, store, fresh, tell, again=False)
+    report(TrialEnded(run, search.entry, number, last[0]))
+    error, result = getattr(last[0], "error", None), folder.result()
+    if error is not None and not isinstance(error, Diverged):
+        raise error
+    counts = result.counts if result else {}
+    score = result.metrics.get(tuning.OBJECTIVE) if result and result.finished else None
+    return Attempt(score, counts, None if error is None else str(error))
+
+
+def _one(
+    experiment: Experiment, run: Run, store: Store, fresh: bool, report: Report, *, again: bool = True
+) -> RunFolder:
+    """``again``: a run whose training diverged is tried again."""
     folder = store.folder(experiment.name, run.strategy.name, run.seed)
     engine.set_process(run)
     key = run_key(run, engine.load_scenario(run))
+    if not (again or fresh) and folder.key == key and (why := _diverged(folder)):
+        report(RunFailed(run, folder, Diverged(why)))
+        return folder
     found = None if fresh else store.find(key, first=folder)
     if found is None or found != folder:
         store.set_aside(folder, key)
@@ -147,6 +211,14 @@ def _one(experiment: Experiment, run: Run, store: Store, fresh: bool, report: Re
     if (result := folder.result()) and result.counts["total"].get("parameters", 0) > LARGE:
         gc.collect()  # Avalanche's objects refer to each other in circles, and hold the networks until somebody looks
     return folder
+
+
+def _diverged(folder: RunFolder) -> str | None:
+    """Why training stopped, where it diverged; with the same key it would again."""
+    path = folder.path / "error.txt"
+    last = path.read_text(encoding="utf-8").splitlines()[-1] if path.is_file() else ""
+    kind, _, why = last.partition(": ")
+    return why if kind == f"{Diverged.__module__}.{Diverged.__qualname__}" else None
 
 
 def _adopt(found: RunFolder, folder: RunFolder, run: Run, key: str) -> None:

@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from forgetlab.description import Experiment
+from forgetlab import tuning
+from forgetlab.description import Experiment, Strategy
 from forgetlab.progress import say
 from forgetlab.report import Finished
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 def compare(store: Store, name: str, description: Mapping[str, Any], markdown: bool) -> None:
     """The table of what was run last under a name; what else is in its folder had other settings."""
-    runs = Experiment.model_validate(description).runs()
-    plain = [run.model_dump(mode="json", exclude_none=True) for run in runs]
-    folders = [store.folder(name, run.strategy.name, run.seed) for run in runs]
-    done = finished([folder for folder, one in zip(folders, plain, strict=True) if folder.holds(one)])
+    experiment = Experiment.model_validate(description)
+    runs = [(entry, seed) for entry in experiment.entries for seed in experiment.seeds]
+    folders = [(store.folder(name, entry.name, seed), entry, seed) for entry, seed in runs]
+    done = finished([folder for folder, entry, seed in folders if _is_its_own(folder, experiment, entry, seed)])
     if done and markdown:
         from forgetlab import report
 
@@ -31,6 +32,25 @@ def compare(store: Store, name: str, description: Mapping[str, Any], markdown: b
         say(f"{name}: {len(done)} of {len(runs)} runs are finished; 'forgetlab run' of its file goes on")
 
 
+def project(experiment: Experiment, folders: list[RunFolder], text: str) -> None:
+    """Fill MLflow; the run folders hold everything, so a store that cannot be reached stops nothing."""
+    from forgetlab.tracking import project
+
+    try:
+        project(experiment.name, folders, experiment.tracking.uri, resolved_file=text)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        say(f"MLflow at {experiment.tracking.uri} was not filled: {reason}; the same command tries again")
+
+
+def _is_its_own(folder: RunFolder, experiment: Experiment, entry: Strategy, seed: int) -> bool:
+    """Whether a folder holds the experiment's run of an entry, with what its search chose."""
+    if folder.key is None:
+        return False
+    run = tuning.settled(experiment, entry, seed, folder.description())
+    return run is not None and folder.holds(run.model_dump(mode="json", exclude_none=True))
+
+
 def finished(folders: Sequence[RunFolder]) -> list[Finished]:
     pairs = [(folder.result(), folder.timing()) for folder in folders]
     return [Finished(result, timing) for result, timing in pairs if result is not None and result.finished]
@@ -39,7 +59,7 @@ def finished(folders: Sequence[RunFolder]) -> list[Finished]:
 def print_table(done: list[Finished], title: str) -> None:
     from forgetlab.report import summarise, table
 
-    console = _console()
+    console = screen()
     console.print(f"\n[bold]{title}[/bold]")
     console.print(table(summarise(done)))
 
@@ -50,10 +70,11 @@ def print_modules(folder: RunFolder) -> None:
 
     from forgetlab import modules
 
-    files, console = modules.task_files(folder), _console()
+    files, console = modules.task_files(folder), screen()
+    modules.refuse_shared(modules.description(folder))
     if not files:
         raise modules.ModulesError(f"{folder.path} keeps no modules; a strategy with 'isolation' keeps one per task")
-    table = Table("task", "name", "classes", "attached at", *_right("trained", "stored", "bytes"), box=None)
+    table = Table("task", "name", "classes", "attached at", *right("trained", "stored", "bytes"), box=None)
     result = folder.result()
     trained = result.counts.get("per_task", {}).get("trainable", []) if result else []
     for task, path in files.items():
@@ -69,7 +90,7 @@ def print_modules(folder: RunFolder) -> None:
             console.print(f"{name}: {numbers:,} numbers, {size:,} bytes", highlight=False)
 
 
-def _right(*names: str) -> list[Any]:
+def right(*names: str) -> list[Any]:
     from rich.table import Column
 
     return [Column(name, justify="right") for name in names]
@@ -107,7 +128,8 @@ def plugin_text(plugin: Plugin) -> str:
     return "\n\n".join(text for text in texts if text)
 
 
-def _console() -> Any:
+def screen() -> Any:
+    """Where tables go: wide enough where nobody looks at a terminal."""
     from rich.console import Console
 
     console = Console()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +20,7 @@ class Slots:
         self.capacity = capacity
         self.as_bytes = False
         self.filled = 0
+        self.experience: int | None = None  # kept beside each sample that comes, where it is given
         self.tensors: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -29,7 +32,8 @@ class Slots:
         Logits get wider as classes come: those of samples that are here already are filled up with MASK.
         """
         x = (batch.x * 255).round().to(torch.uint8) if self.as_bytes else batch.x
-        for name, value in {"x": x, "y": batch.y, "task": batch.task, **batch.extra}.items():
+        columns = {"x": x, "y": batch.y, "task": batch.task, **batch.extra, **self._mark(batch)}
+        for name, value in columns.items():
             kept = self.tensors.get(name)
             if kept is None:
                 kept = value.new_zeros((self.capacity, *value.shape[1:]))
@@ -40,14 +44,22 @@ class Slots:
         if len(places):
             self.filled = max(self.filled, int(places.max()) + 1)
 
-    def keep_highest(self, batch: Batch, key: Tensor) -> None:
-        """Of what is here and the batch, keep the samples with the highest keys of each class, in equal shares."""
-        here, y, keys = self.filled, batch.y, key
+    def _mark(self, batch: Batch) -> dict[str, Tensor]:
+        return {} if self.experience is None else {"experience": torch.full_like(batch.y, self.experience)}
+
+    def keep_highest(self, batch: Batch, key: Tensor, of: Literal["class", "task"] = "class") -> None:
+        """Of what is here and the batch, keep the samples with the highest keys of each, in equal shares.
+
+        A task is told from another by its experience where that is kept: in some streams all carry the same task.
+        """
+        name = "y" if of == "class" else "task" if self.experience is None else "experience"
+        group = {"y": batch.y, "task": batch.task, **self._mark(batch)}[name]
+        here, keys = self.filled, key
         if here:
-            y, keys = torch.cat([self.tensors["y"][:here], y]), torch.cat([self.tensors["key"][:here], key])
-        stays = highest_of_each(y, keys, self.capacity)
+            group, keys = torch.cat([self.tensors[name][:here], group]), torch.cat([self.tensors["key"][:here], key])
+        stays = highest_of_each(group, keys, self.capacity)
         new, gone = stays[here:].nonzero().squeeze(1), (~stays[:here]).nonzero().squeeze(1)
-        places = torch.cat([gone, torch.arange(here, self.capacity, device=y.device)])[: len(new)]
+        places = torch.cat([gone, torch.arange(here, self.capacity, device=group.device)])[: len(new)]
         self.write(places, batch._replace(extra={**batch.extra, "key": key}).rows(new))
 
     def read(self, places: Tensor) -> Batch:
@@ -56,14 +68,14 @@ class Slots:
         return Batch(as_input(rows.pop("x")), rows.pop("y"), rows.pop("task"), rows)
 
 
-def highest_of_each(y: Tensor, key: Tensor, capacity: int) -> Tensor:
-    """Which samples stay: of each class those with the highest keys, as many as is its share. -> (B,) of bool"""
-    _, group, counts = y.unique(return_inverse=True, return_counts=True)
+def highest_of_each(group_of: Tensor, key: Tensor, capacity: int) -> Tensor:
+    """Which samples stay: of each group those with the highest keys, as many as is its share. -> (B,) of bool"""
+    _, group, counts = group_of.unique(return_inverse=True, return_counts=True)
     share = equal_shares(counts, capacity)
     order = key.argsort(descending=True, stable=True)
     order = order[group[order].argsort(stable=True)]  # class by class, the highest key first
-    rank = torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[group[order]]
-    stays = torch.zeros_like(y, dtype=torch.bool)
+    rank = torch.arange(len(group), device=group.device) - (counts.cumsum(0) - counts)[group[order]]
+    stays = torch.zeros_like(group, dtype=torch.bool)
     stays[order] = rank < share[group[order]]
     return stays
 

@@ -6,9 +6,11 @@
 - ``result.json``: only what the file, the code and the machine's arithmetic determine, so equal runs give
   equal bytes; it grows by one row when a task ends;
 - ``timing.json``: seconds, dates, host, package versions, git state;
-- ``modules/``: what a strategy stores for each task, as safetensors.
+- ``modules/``: what a strategy stores for each task, as safetensors;
+- ``tuning.json``: every trial of the search that chose its options, where one did.
 
-``runs/<name>/experiment.yaml`` holds the experiment that was run last under this name.
+``runs/<name>/experiment.yaml`` holds the experiment that was run last under this name, ``runs/.trials/`` the runs of
+searches, in the same form.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 import yaml
 
 RESULT_VERSION = 1
+TRIALS = ".trials"
 SET_ASIDE = ".set-aside"  # finished runs whose place was taken by a run with other settings
 Row = list[float | None]
 
@@ -50,6 +53,7 @@ class Result:
         default_factory=list
     )  # on the pretraining data: at the start, then after each task
     prequential_accuracy: Row = field(default_factory=list)  # online streams: of each task's samples before learning
+    tuning: dict[str, Any] = field(default_factory=dict)  # what a search chose, on what, and what that took
     version: int = RESULT_VERSION
 
     @property
@@ -113,6 +117,7 @@ class Store:
     """All run folders under one root."""
 
     root: Path
+    shared: Path | None = None  # where pretrained backbones are, if not under the root
 
     def experiments(self) -> dict[str, dict[str, Any]]:
         """What was run, by name: the description that was run last under it."""
@@ -126,7 +131,12 @@ class Store:
     @property
     def starts(self) -> Path:
         """Where pretrained backbones are kept, by their content."""
-        return self.root / ".starts"
+        return self.shared or self.root / ".starts"
+
+    @property
+    def trials(self) -> Store:
+        """The runs of searches, apart from those that are shown."""
+        return Store(self.root / TRIALS, self.starts)
 
     def folder(self, name: str, strategy: str, seed: int) -> RunFolder:
         return RunFolder(self.root / name / strategy / f"seed-{seed}")

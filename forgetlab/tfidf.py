@@ -31,6 +31,8 @@ TOLERANCE = 1e-10  # of the fit's residual, beside the right side's length
 class Tfidf(Learner):
     """Ridge to one-hot labels on TF-IDF; the intercept is not penalised."""
 
+    trains = False
+
     def __init__(self, strength: float = 1.0) -> None:
         self.strength = strength
 

@@ -198,7 +198,7 @@ class _Writer:
                 self.client.set_tag(kept[one.key], PARENT, parent)
             else:
                 self._child(one, parent)
-        shared = {k: v for k, v in projection.flatten(seeds[0].description).items() if k not in ("key", "seed")}
+        shared = projection.shared([projection.flatten(one.description) for one in seeds])
         self._finish(parent, seeds, summary, {**shared, "seeds": summary.seeds})
 
     def _child(self, one: Stored, parent: str) -> None:

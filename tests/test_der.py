@@ -11,11 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab import plugins
-from forgetlab.avalanche_api import SupervisedPlugin
+from forgetlab.avalanche_api import (
+    BaseLogger,
+    EvaluationPlugin,
+    SupervisedPlugin,
+    avalanche_forward,
+    benchmark_from_datasets,
+    stock_class,
+    with_classes_timeline,
+    with_task_labels,
+)
 from forgetlab.batch import Batch
 from forgetlab.checks import rehearsal as checks
 from forgetlab.config import load
-from forgetlab.data import to_benchmark
+from forgetlab.data import TensorLoader, TensorTask, to_benchmark
 from forgetlab.description import Budget, Train
 from forgetlab.learners import byte_count
 from forgetlab.loop import Loop
@@ -165,3 +174,108 @@ def test_a_scenario_file_gives_it_to_a_memory(tmp_path: Path) -> None:
     assert entry.name == "reservoir+der++" and entry.replay is not None
     assert entry.replay.memory == {"name": "reservoir", "capacity": 500, "ratio": 1.0}
     assert entry.replay.rehearsal == {"name": "der++", "alpha": 0.7, "beta": 0.5}
+
+
+def parity_stream() -> Any:
+    """Tasks of two classes each under one task label, as Avalanche's one head wants."""
+    draw, found = generator("der parity"), []
+    for task in range(3):
+        y = 2 * task + torch.arange(40) % 2
+        x = torch.randn(40, 6, generator=draw) + 1.5 * torch.eye(6)[y]
+        found.append(TensorTask.of(Samples(x, y), task=0))
+    return with_classes_timeline(with_task_labels(benchmark_from_datasets(train=found)))
+
+
+def parity_network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6))
+
+
+class StockDER(stock_class("strategy", "DER")):  # type: ignore[misc]
+    """Avalanche's own, fed with the batches of our loop; notes what it draws."""
+
+    def make_train_dataloader(self, **kwargs: Any) -> None:
+        columns, task = self.adapted_dataset.columns(), self.clock.train_exp_counter
+        self.dataloader = TensorLoader(columns, self.train_mb_size, lambda e: generator("order", 0, task, e))
+
+    def _before_forward(self, **kwargs: Any) -> None:
+        super()._before_forward(**kwargs)
+        if self.replay_loader is not None:
+            x, y, task = (field[: self.batch_size_mem].clone() for field in self.mbatch)
+            self.drawn.append(Batch(x, y, task, {"logits": self.batch_logits.clone()}))
+
+
+class Given(Memory):
+    """Draws what Avalanche drew, from the second task on."""
+
+    def __init__(self, drawn: list[Batch]) -> None:
+        super().__init__(1)
+        self.left, self.ended = iter(drawn), 0
+
+    def __len__(self) -> int:
+        return self.ended
+
+    def store(self, batch: Batch, output: Tensor, generator: torch.Generator) -> None:
+        """Nothing: all is given."""
+
+    def end(self, model: nn.Module, data: Any, generator: torch.Generator) -> None:
+        self.ended += 1
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        return next(self.left)
+
+
+def avalanches(alpha: float, beta: float) -> Any:
+    model = parity_network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"mem_size": 24, "alpha": alpha, "beta": beta, "train_mb_size": 8, "train_epochs": 2}
+    silent = EvaluationPlugin(loggers=[BaseLogger()])
+    stock: Any = StockDER(model=model, optimizer=optimizer, evaluator=silent, **options)
+    stock.drawn, stock.at_end = [], []
+    for experience in parity_stream().streams["train"]:
+        stock.train(experience, [])
+        kept = [stock.storage_policy.buffer[i] for i in range(len(stock.storage_policy.buffer))]
+        x, logits = (torch.stack([torch.as_tensor(sample[i]) for sample in kept]) for i in (0, -1))
+        stock.at_end.append((x, logits, model(x).detach()))
+    return stock
+
+
+def ours(drawn: list[Batch], rehearsal: Any) -> nn.Module:
+    memory = Given(drawn)
+    memory.rehearsal = rehearsal
+    train = Train(optimizer="sgd", lr=0.1, batch_size=8)
+    loop = Loop(model=parity_network(), train=train, budget=Budget(epochs=2), plugins=[memory])
+    for experience in parity_stream().streams["train"]:
+        loop.train(experience, [])
+    assert next(memory.left, None) is None, "not as many draws as Avalanche made"
+    return loop.model
+
+
+def difference(one: nn.Module, other: nn.Module) -> float:
+    return max((a - b).abs().max().item() for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5])
+def test_on_equal_draws_each_step_is_avalanches(beta: float) -> None:
+    """DER and DER++ from equal weights, over three tasks; with half the strength training goes another way."""
+    theirs = avalanches(0.3, beta)
+    assert len(theirs.drawn) == 20
+    found = difference(ours(theirs.drawn, der(alpha=0.3, beta=beta)), theirs.model)
+    print(f"DER, beta {beta}: {found:.2g}")
+    assert found < 1e-6
+    assert difference(ours(theirs.drawn, der(alpha=0.15, beta=beta)), theirs.model) > 1e-3
+
+
+def test_avalanche_keeps_the_logits_of_the_tasks_end_and_the_paper_those_of_the_way() -> None:
+    """There are no trajectories in its memory: of a task that has just ended, all are the final model's own logits."""
+    theirs = avalanches(0.3, 0.5)
+    for task, (x, logits, final) in enumerate(theirs.at_end):
+        of_task = (x.argmax(1) // 2 == task) if task else torch.ones(len(x), dtype=torch.bool)
+        same = (logits - final).abs().amax(1) < 1e-5
+        assert same.sum() >= 8 and (task or bool(same[of_task].all()))
+    memory, _ = trained(der())
+    kept = memory.slots.read(torch.arange(len(memory.slots)))
+    assert memory.model is not None
+    final = avalanche_forward(memory.model.eval(), kept.x, kept.task).detach()
+    newest = kept.y >= 4
+    assert (kept.extra["logits"][newest] - final[newest]).abs().amax(1).min() > 1e-4

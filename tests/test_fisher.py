@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from forgetlab import plugins
 from forgetlab.avalanche_api import MultiTaskModule, stock_plugin
 from forgetlab.batch import Batch
-from forgetlab.fisher import RULES, Variant, covered, fisher, layer_wise, per_sample
+from forgetlab.fisher import RULES, Measure, Variant, covered, fisher, layer_wise, per_sample, sensitivity
 from forgetlab.models import MLP, Block, ViT
 from forgetlab.network import SharedNetwork
 from forgetlab.seeding import generator
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+MEASURES: tuple[Measure, ...] = (*VARIANTS, "norm")
 
 
 def network(backbone: nn.Module, **options: Any) -> nn.Module:
@@ -58,15 +59,15 @@ def same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 
         torch.testing.assert_close(value, theirs[name], rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def both_ways(model: nn.Module, variant: Variant) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def both_ways(model: nn.Module, variant: Measure) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The sums from the layers, and sample by sample; with the same draws."""
     batch = data()
     return layer_wise(model, batch, variant, generator("f")), per_sample(model, batch, variant, generator("f"))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MEASURES)
 @pytest.mark.parametrize("make", [mlp, vit])
-def test_layer_wise_equals_per_sample(make: Callable[..., nn.Module], variant: Variant) -> None:
+def test_layer_wise_equals_per_sample(make: Callable[..., nn.Module], variant: Measure) -> None:
     torch.manual_seed(0)
     model = make()
     assert covered(model)
@@ -100,8 +101,8 @@ def sentences() -> Batch:
     return Batch(x, y, y // 2)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_tokens_of_a_sample_are_added_before_they_are_squared(variant: Variant) -> None:
+@pytest.mark.parametrize("variant", MEASURES)
+def test_the_tokens_of_a_sample_are_added_before_their_size_is_taken(variant: Measure) -> None:
     torch.manual_seed(0)
     model = network(Reader())
     assert covered(model)
@@ -117,7 +118,7 @@ def test_squaring_each_position_of_a_token_would_be_seen(monkeypatch: pytest.Mon
     model = network(Reader())
     theirs = per_sample(model, sentences(), "exact", generator())
 
-    def each_position(layer: Any, a: Tensor, g: Tensor) -> dict[str, Tensor]:
+    def each_position(layer: Any, a: Tensor, g: Tensor, size: object) -> dict[str, Tensor]:
         return {"weight": torch.zeros_like(layer.weight).index_add_(0, a.flatten(), g.flatten(0, 1) ** 2)}
 
     monkeypatch.setitem(RULES, nn.Embedding, each_position)
@@ -166,7 +167,7 @@ def test_separate_heads_share_a_batch_of_both_tasks() -> None:
     same(whole, {name: sum(part[name] for part in separate if name in part) for name in names})  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("variant", ["exact", "predicted", "empirical"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_softmax_regression_has_a_closed_form(variant: Variant) -> None:
     """With logits W x + b, d log p_y / d W_ci = ([c = y] - p_c) x_i. Squared and averaged over y ~ p, this is
     p_c (1 - p_c)^2 + (1 - p_c) p_c^2 = p_c (1 - p_c) times x_i^2."""
@@ -174,11 +175,23 @@ def test_softmax_regression_has_a_closed_form(variant: Variant) -> None:
     model, batch = sequential(nn.Flatten()), data()
     x = batch.x.flatten(1)
     p = model(batch.x).softmax(1)
-    label = {"predicted": p.argmax(1), "empirical": batch.y}.get(variant)
+    drawn = torch.multinomial(p.detach(), 1, generator=generator("fisher", 0)).squeeze(1)
+    label = {"predicted": p.argmax(1), "empirical": batch.y, "sampled": drawn}.get(variant)
     of_logits = p * (1 - p) if label is None else (F.one_hot(label, 4) - p) ** 2  # (B, classes)
     weight = torch.einsum("bc,bi->ci", of_logits, x**2) / len(x)
     found = fisher(model, [batch], variant)
     same(found, {"1.weight": weight, "1.bias": of_logits.mean(0)})
+    broken = fisher(model, [Batch(batch.x, (batch.y + 1) % 4, batch.task)], variant)
+    assert torch.equal(broken["1.bias"], found["1.bias"]) == (variant != "empirical")  # it alone looks at labels
+
+
+def test_the_sensitivity_of_linear_logits_has_a_closed_form() -> None:
+    """With f = W x + b, d ||f||^2 / d W_ci = 2 f_c x_i."""
+    torch.manual_seed(0)
+    model, batch = sequential(nn.Flatten()), data()
+    x, f = batch.x.flatten(1), model(batch.x)
+    weight = torch.einsum("bc,bi->ci", 2 * f.abs(), x.abs()) / len(x)
+    same(sensitivity(model, parts(batch, 3)), {"1.weight": weight, "1.bias": 2 * f.abs().mean(0)})
 
 
 def test_the_sampled_variant_tends_to_the_exact_one() -> None:
@@ -193,13 +206,27 @@ def test_the_sampled_variant_tends_to_the_exact_one() -> None:
     assert not torch.equal(many[0]["head.weight"], many[1]["head.weight"])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_batch_size_does_not_matter(variant: Variant) -> None:
+@pytest.mark.parametrize("variant", MEASURES)
+def test_the_batch_size_does_not_matter(variant: Measure) -> None:
     torch.manual_seed(0)
     model, batch = vit(), data()
-    whole = fisher(model, [batch], variant)
+    whole = averaged(model, [batch], variant)
     for size in (1, 3):
-        same(whole, fisher(model, parts(batch, size), variant))
+        same(whole, averaged(model, parts(batch, size), variant))
+
+
+def averaged(model: nn.Module, data: list[Batch], measure: Measure) -> dict[str, Tensor]:
+    return sensitivity(model, data) if measure == "norm" else fisher(model, data, measure)
+
+
+def test_the_model_answers_in_evaluation_mode_and_is_left_as_it_was() -> None:
+    """Dropout has no part in it, and BatchNorm learns nothing from it."""
+    torch.manual_seed(0)
+    model, batch = sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Dropout()), data()
+    model(batch.x)
+    asked = fisher(model, [batch], "empirical")
+    same(fisher(model.train(), [batch], "empirical"), asked)
+    assert model.training and model.get_buffer("1.num_batches_tracked") == 0
 
 
 def one_by_one(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -213,6 +240,12 @@ def one_by_one(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
             for (name, _), gradient in zip(named, gradients, strict=True):
                 sums[name] += one.exp().detach() * gradient**2
     return {name: value / len(batch.y) for name, value in sums.items()}
+
+
+def test_the_model_itself_may_be_a_layer() -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Linear(4, 3).double(), data()._replace(x=torch.randn(7, 4).double())
+    same(fisher(model, [batch], "exact"), one_by_one(model, batch))
 
 
 class Shift(nn.Module):

@@ -22,7 +22,7 @@ OWNERS = {
 NUMERIC = {"metrics", "statistics"}
 UNKNOWN_TO_THE_ENGINE = {f"forgetlab.{name}" for name in ("tracking", "report", "cli", "config")}
 LANGUAGE = set(sys.stdlib_module_names) | {"annotated_types", "pydantic", "typing_extensions"}  # and types
-FOR_A_METHOD = {"forgetlab.plugins", "forgetlab.batch", "forgetlab.fisher"}  # and its family's contracts
+FOR_A_METHOD = {"forgetlab.plugins", "forgetlab.batch", "forgetlab.fisher", "forgetlab.teacher"}  # and its contracts
 CONTRACTS = {
     "isolation": {
         "forgetlab.isolation",
@@ -30,7 +30,8 @@ CONTRACTS = {
         "forgetlab.tuners",
         "forgetlab.merger",
         "forgetlab.classifier",
-    }
+    },
+    "replay": {"forgetlab.replay", "forgetlab.exemplars", "forgetlab.gaussians", "forgetlab.vae"},
 }
 OF_STREAMS = ("scenario", "streams", "modifiers", "interop", "pixels")
 OF_DATA = ("text", "table", "columns", "files", "arrays", "images", "hub", "vision", "cache")

@@ -1,4 +1,4 @@
-"""What the memories keep: fair samples, equal shares, the last ones; counted over many streams at fixed seeds."""
+"""What memories keep, and what is drawn of it: fair samples, equal shares, the last ones; counted at fixed seeds."""
 
 from __future__ import annotations
 
@@ -72,8 +72,36 @@ def test_a_memory_that_is_not_fair_is_found() -> None:
     assert fairness("ring", [0] * 20, capacity=12, of=0) < 1e-6
 
 
+def draw_fairness(kept: Memory, n: int) -> float:
+    """The p-value of: each kept sample is drawn equally often, in draws of n different ones."""
+    draw, places = generator("draws"), len(kept.slots)
+    drawn = torch.cat([kept.sample(n, draw).x[:, 0].long() for _ in range(STREAMS)])
+    often = torch.bincount(drawn)[torch.tensor(contents(kept))].double()
+    p = n / places
+    statistic = ((often - STREAMS * p) ** 2).sum() / (STREAMS * p * (1 - p)) * (places - 1) / places
+    return float(chi2.sf(statistic.item(), places - 1))
+
+
+class FavoursTheFirst(plugins.find("memory", "reservoir").factory):  # type: ignore[misc]
+    """The deliberate break: half of its draws are from the first half."""
+
+    def sample(self, n: int, generator: torch.Generator) -> Batch:
+        places = torch.randperm(len(self.slots), generator=generator)
+        return self.slots.read(torch.cat([places[places < len(places) // 2], places])[:n])
+
+
+@pytest.mark.parametrize("n", [1, 5, 11])
+@pytest.mark.parametrize("name", ["reservoir", "ring", "class_balanced", "greedy"])
+def test_every_kept_sample_is_drawn_equally_often(name: str, n: int) -> None:
+    assert draw_fairness(fill(memory(name, 12), [0] * 20 + [1, 2] * 9), n) > 0.01
+
+
+def test_draws_that_are_not_fair_are_found() -> None:
+    assert draw_fairness(fill(FavoursTheFirst(12), [0] * 40), 5) < 1e-6
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
-@pytest.mark.parametrize("name", ["ring", "class_balanced"])
+@pytest.mark.parametrize("name", ["ring", "class_balanced", "greedy"])
 def test_classes_have_equal_shares_at_every_moment(name: str, batch_size: int) -> None:
     """Or all their samples, where these are fewer; no place is idle."""
     labels = [0] * 40 + [1] * 3 + [2, 0] * 20 + [3] * 30
@@ -104,18 +132,18 @@ def test_the_newest_push_the_oldest_of_their_class_out() -> None:
     assert contents(kept) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("name", ["ring", "class_balanced"])
+@pytest.mark.parametrize("name", ["ring", "class_balanced", "greedy"])
 def test_with_more_classes_than_places_the_first_classes_have_one_each(name: str) -> None:
     labels = [label for label in range(8) for _ in range(5)]
     assert shares(fill(memory(name, 3), labels)) == {0: 1, 1: 1, 2: 1}
 
 
-@pytest.mark.parametrize("name", ["reservoir", "ring", "class_balanced"])
+@pytest.mark.parametrize("name", ["reservoir", "ring", "class_balanced", "greedy"])
 def test_a_batch_larger_than_the_memory_fits(name: str) -> None:
     assert len(contents(fill(memory(name, 4), [0, 1] * 20, batch_size=40))) == 4
 
 
-@pytest.mark.parametrize("name", ["reservoir", "ring", "class_balanced"])
+@pytest.mark.parametrize("name", ["reservoir", "ring", "class_balanced", "greedy"])
 def test_drawing_more_than_there_are_gives_each_once(name: str) -> None:
     kept = fill(memory(name, 6), [0, 1, 2] * 9)
     drawn = kept.sample(50, generator("draw"))

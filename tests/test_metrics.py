@@ -28,6 +28,7 @@ BY_HAND = {
     "forward_transfer": ((0.3 - 0.2) + (0.4 - 0.3)) / 2,
     "learning_accuracy": (0.9 + 0.8 + 1.0) / 3,
 }
+LONG = {"plasticity_change": None}  # of three tasks
 
 
 def random_matrix(seed: int, n_tasks: int = 6) -> np.ndarray:
@@ -35,7 +36,16 @@ def random_matrix(seed: int, n_tasks: int = 6) -> np.ndarray:
 
 
 def test_own_metrics_by_hand():
-    assert metrics.own_metrics(MATRIX, INITIAL) == pytest.approx(BY_HAND)
+    own = metrics.own_metrics(MATRIX, INITIAL)
+    assert {name: own.pop(name) for name in LONG} == LONG
+    assert own == pytest.approx(BY_HAND)
+
+
+def test_plasticity_is_that_of_the_first_and_the_last_tenth():
+    learned = [0.9] * 3 + [0.1] * 24 + [0.5] * 3
+    matrix = [[0.2 if j != i else learned[i] for j in range(30)] for i in range(30)]
+    assert metrics.plasticity_change(matrix) == pytest.approx(-0.4)
+    assert metrics.plasticity_change([row[:19] for row in matrix[:19]]) is None
 
 
 def test_relative_metrics_by_hand():
@@ -120,7 +130,7 @@ def test_an_unfinished_run_scores_as_a_shorter_stream(rows: int):
 def test_undefined_is_none_and_never_nan():
     one_task = metrics.own_metrics([[0.5]], [0.1])
     assert one_task["average_accuracy"] == one_task["learning_accuracy"] == 0.5
-    undefined = {"forgetting", "forgetting_first_last", "backward_transfer", "forward_transfer"}
+    undefined = {"forgetting", "forgetting_first_last", "backward_transfer", "forward_transfer", "plasticity_change"}
     assert {name for name, value in one_task.items() if value is None} == undefined
     assert set(metrics.own_metrics([], []).values()) == {None}
     json.dumps(metrics.own_metrics([[None, None], [None, 0.5]], [None, None]), allow_nan=False)

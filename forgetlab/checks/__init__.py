@@ -10,7 +10,19 @@ import inspect
 from collections.abc import Mapping
 
 from forgetlab import plugins
-from forgetlab.checks import classifier, isolation, memory, merger, regularizer, rehearsal, router, scenario
+from forgetlab.checks import (
+    classifier,
+    isolation,
+    memory,
+    merger,
+    projection,
+    regime,
+    regularizer,
+    rehearsal,
+    router,
+    sampler,
+    scenario,
+)
 from forgetlab.checks.common import Check
 from forgetlab.plugins import Plugin
 
@@ -30,7 +42,10 @@ CHECKS: Mapping[str, tuple[Check, ...]] = {
     "isolation": isolation.CHECKS,
     "regularizer": regularizer.CHECKS,
     "memory": memory.CHECKS,
+    "sampler": sampler.CHECKS,
     "rehearsal": rehearsal.CHECKS,
+    "projection": projection.CHECKS,
+    "regime": regime.CHECKS,
     "router": router.CHECKS,
     "merger": merger.CHECKS,
     "classifier": classifier.CHECKS,

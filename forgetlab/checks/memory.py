@@ -6,12 +6,20 @@ import copy
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from forgetlab.batch import Batch
+from forgetlab import plugins
+from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.checks.common import CAPACITY, make, names_no_strange_callback
+from forgetlab.models import MLP
+from forgetlab.network import SharedNetwork
 from forgetlab.plugins import Plugin
-from forgetlab.replay import MASK, Memory
-from forgetlab.seeding import generator
+from forgetlab.replay import MASK, Memory, Rehearsal
+from forgetlab.seeding import drawn_from, generator
+from forgetlab.teacher import logits
+
+TASK = 2  # batches
 
 
 def stream(n: int = 8, size: int = 10) -> Iterator[Batch]:
@@ -21,20 +29,46 @@ def stream(n: int = 8, size: int = 10) -> Iterator[Batch]:
         yield Batch(i.float().unsqueeze(1), i % 4, i // 20)
 
 
+def made(plugin: Plugin) -> Memory:
+    """A small one, that learns what it learns in a moment."""
+    taken = {option.name for option in plugins.parameters(plugin)}
+    return make(plugin, **{name: value for name, value in {"capacity": CAPACITY, "steps": 9}.items() if name in taken})
+
+
 def filled(plugin: Plugin, seed: int = 0, n: int = 8) -> Memory:
-    memory: Memory = make(plugin, capacity=CAPACITY)
-    draw = generator("checks", seed)
-    for one in stream(n):
-        given = Batch(one.x.clone(), one.y.clone(), one.task.clone())
-        memory.store(given, torch.zeros(len(one.y), 4), draw)
-        given.x.fill_(-1)  # a memory that keeps a view instead of a copy is found out
-        assert len(memory.slots) <= CAPACITY, f"{len(memory.slots)} samples in a memory of {CAPACITY}"
+    memory = made(plugin)
+    send(memory, n, generator("checks", seed))
     return memory
+
+
+def send(memory: Memory, n: int, draw: torch.Generator) -> None:
+    """Let a stream pass by, tasks of two batches, which a memory may also keep samples of when they end."""
+    task: list[Batch] = []
+    memory.model = network()
+    for one in stream(n):
+        task.append(one._replace(x=one.x.clone() if memory.has_slots else one.x / 80))  # pixels lie from 0 to 1
+        memory.store(task[-1], torch.zeros(len(one.y), 4), draw)
+        if len(task) == TASK:
+            memory.end(memory.model, task, draw)
+            for given in task:
+                given.x.fill_(-1)  # a memory that keeps a view instead of a copy is found out
+            task.clear()
+        assert len(memory.slots) <= CAPACITY, f"{len(memory.slots)} samples in a memory of {CAPACITY}"
+
+
+def network() -> SharedNetwork:
+    """A network of four classes, in evaluation mode."""
+    with drawn_from("checks"):
+        model = SharedNetwork(MLP((1,), hidden=(10,)))
+    model.open(0, range(4))
+    return model.eval()
 
 
 def keeps_real_samples(plugin: Plugin) -> None:
     """What is drawn was in the stream, with its own label and task, and no draw has a sample twice."""
     memory = filled(plugin)
+    if not memory.has_slots:
+        return
     drawn = memory.sample(CAPACITY, generator("checks", 1))
     i = drawn.x[:, 0].long()
     assert len(i) == len(memory.slots) > 0, "not as many samples as asked for"
@@ -44,29 +78,71 @@ def keeps_real_samples(plugin: Plugin) -> None:
 
 
 def keeps_what_is_stored_beside(plugin: Plugin) -> None:
-    """Logits that come with the samples stay with theirs; what the network did not have then is MASK when it grows."""
-    memory: Memory = make(plugin, capacity=CAPACITY)
+    """Logits that come with the samples stay with theirs; what the network did not have then is MASK when it grows.
+
+    A memory that chooses when a task ends keeps the logits of that moment, where its rehearsal asks for them.
+    """
+    memory = made(plugin)
+    if not memory.has_slots:
+        return None
+    memory.model = network()
+    if type(memory).end is not Memory.end:
+        return _keeps_logits_of_the_end(memory)
     draw = generator("checks", 0)
     for step, one in enumerate(stream()):
         width = 2 if step < 4 else 5
-        logits = one.x + torch.arange(width)
-        memory.store(one._replace(extra={"logits": logits}), logits, draw)
+        stored = one.x + torch.arange(width)
+        memory.store(one._replace(extra={"logits": stored}), stored, draw)
     drawn = memory.sample(CAPACITY, generator("checks", 1))
     assert "logits" in drawn.extra, "the memory drops what comes beside the samples"
+    kept = F.pad(drawn.extra["logits"], (0, 5 - drawn.extra["logits"].shape[1]), value=MASK)  # if no later one stayed
     there = torch.where(drawn.x < 40, 2, 5) > torch.arange(5)
     expected = torch.where(there, drawn.x + torch.arange(5), MASK)
-    assert torch.equal(drawn.extra["logits"], expected), "what comes beside the samples is mixed up"
+    assert torch.equal(kept, expected), "what comes beside the samples is mixed up"
+
+
+def _keeps_logits_of_the_end(memory: Memory) -> None:
+    memory.rehearsal = AsksForLogits()
+    send(memory, TASK, generator("checks", 0))
+    drawn = memory.sample(CAPACITY, generator("checks", 1))
+    assert "logits" in drawn.extra, "the memory keeps no logits, which its rehearsal asks for"
+    expected = logits(network(), drawn).detach()
+    assert torch.allclose(drawn.extra["logits"], expected, atol=1e-5), "the logits are not those of the task's end"
+
+
+class AsksForLogits(Rehearsal):
+    keeps_logits = True
+
+    def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
+        return output.sum()
 
 
 def draws_are_fair(plugin: Plugin) -> None:
     """Every kept sample is drawn about equally often: a chi-square test at a fixed seed."""
     memory, draw, n = filled(plugin), generator("checks", 9), 1000
+    if not memory.has_slots:
+        return
     drawn = torch.cat([memory.sample(5, draw).x[:, 0].long() for _ in range(n)])
     kept = memory.sample(CAPACITY, draw).x[:, 0].long()
     counts = torch.stack([(drawn == i).sum() for i in kept]).double()
     expected = 5 * n / len(kept)
     statistic = float(((counts - expected) ** 2 / expected).sum())
     assert statistic < 2.5 * len(kept), f"some samples are drawn more often: chi-square {statistic:.0f} of {len(kept)}"
+
+
+def draws_what_it_learned(plugin: Plugin) -> None:
+    """Where no samples are kept, as many as asked for are drawn of what was seen, once a task has ended."""
+    memory, model = made(plugin), network()
+    if memory.has_slots:
+        return
+    memory.store(next(stream()), torch.zeros(10, 4), generator("checks", 0))
+    assert not len(memory), "something can be drawn before a task has ended"
+    memory = filled(plugin)
+    drawn = memory.sample(50, generator("checks", 1))
+    width = model.n_features if memory.inside else 1
+    assert len(memory) and drawn.x.shape == (50, width) and bool(drawn.x.isfinite().all()), "no samples are drawn"
+    told = {*drawn.y.tolist()} <= {0, 1, 2, 3} and {*drawn.task.tolist()} <= {UNKNOWN, 0, 1, 2, 3}
+    assert told, "labels or tasks are drawn that nobody has seen"
 
 
 def draws_are_repeatable(plugin: Plugin) -> None:
@@ -79,13 +155,11 @@ def draws_are_repeatable(plugin: Plugin) -> None:
 
 def state_holds_all(plugin: Plugin) -> None:
     """A new memory with the restored state goes on as the old one."""
-    old, new = filled(plugin), make(plugin, capacity=CAPACITY)
+    old, new = filled(plugin), made(plugin)
     tensors, values = old.state()
     new.restore({name: t.clone() for name, t in tensors.items()}, copy.deepcopy(values))
     for memory in (old, new):
-        draw = generator("checks", 4)
-        for one in stream(12):
-            memory.store(one, torch.zeros(len(one.y), 4), draw)
+        send(memory, 12, generator("checks", 4))
     a, b = (memory.sample(CAPACITY, generator("checks", 5)) for memory in (old, new))
     assert torch.equal(a.x, b.x), "a restored memory goes on otherwise"
 
@@ -95,6 +169,7 @@ CHECKS = (
     keeps_real_samples,
     keeps_what_is_stored_beside,
     draws_are_fair,
+    draws_what_it_learned,
     draws_are_repeatable,
     state_holds_all,
 )

@@ -78,7 +78,7 @@ def uses_the_logits_it_asks_for(plugin: Plugin) -> None:
     if not rehearsal.keeps_logits:
         return
     new, drawn = new_and_drawn(rehearsal)
-    other = drawn._replace(extra={"logits": drawn.extra["logits"] + 1})
+    other = drawn._replace(extra={"logits": 2 * drawn.extra["logits"]})
     changes = bool(loss(rehearsal, model, new, drawn) != loss(rehearsal, model, new, other))
     assert changes, "the stored logits have no part in the loss"
     new, drawn = new_and_drawn(rehearsal, known=2)

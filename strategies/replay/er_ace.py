@@ -1,0 +1,26 @@
+"""ER-ACE: Caccia et al. 2022, New Insights on Reducing Abrupt Representation Change in Online Continual Learning.
+
+https://arxiv.org/abs/2104.05025. New samples do not push the classes of old ones away. As in the authors' code the two
+terms are added (Avalanche halves them) and no boundary is needed; unlike there, classes that nobody has seen yet never
+compete. A step for which nothing is drawn is one of plain cross-entropy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from forgetlab.plugins import register
+from forgetlab.replay import MASK, Batch, Rehearsal
+
+
+@register("rehearsal", "er_ace")
+class AsymmetricCrossEntropy(Rehearsal):
+    """CE(new; over the classes of the batch at hand) + CE(drawn; over all seen classes)."""
+
+    def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
+        on_new, on_drawn = output[: len(new.y)], output[len(new.y) :]
+        absent = torch.ones(output.shape[1], dtype=torch.bool, device=output.device)
+        absent[new.y] = False
+        return F.cross_entropy(on_new.masked_fill(absent, MASK), new.y) + F.cross_entropy(on_drawn, drawn.y)

@@ -1,0 +1,40 @@
+"""GDumb: Prabhu, Torr & Dokania 2020, A Simple Approach that Questions Our Progress in Continual Learning.
+
+https://www.robots.ox.ac.uk/~tvg/publications/2020/gdumb.pdf. The memory is filled first, then a new model learns it. A
+fair sample of each class is `class_balanced`; here both stand for themselves. Left out: the paper's cosine schedule of
+the rate, its CutMix and clipping; its many passes over the memory are the file's budget.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from forgetlab.plugins import register
+from forgetlab.replay import Batch, Memory, Rehearsal
+
+
+@register("memory", "greedy")
+class Greedy(Memory):
+    """A sample is kept while its class has less than its share; the largest class makes room, at random (algorithm 1).
+
+    Shares are those at a batch's end.
+    """
+
+    def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:
+        come = -torch.arange(1, len(batch.y) + 1, device=batch.y.device, dtype=torch.float64)
+        self.slots.keep_highest(batch, key=come)
+        key = self.slots.tensors["key"]  # of the new ones below 0, of the others a random number
+        draws = torch.rand(len(key), generator=generator, dtype=torch.float64).to(key.device)
+        self.slots.tensors["key"] = torch.where(key < 0, draws, key)
+
+
+@register("rehearsal", "gdumb")
+class Dumb(Rehearsal):
+    """CE over what is kept, by a model that starts anew with each task."""
+
+    from_scratch = reads_kept = True
+
+    def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
+        return F.cross_entropy(output, torch.cat([new.y, drawn.y]))

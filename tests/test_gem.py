@@ -1,0 +1,258 @@
+"""GEM: its program against another solver and the conditions of its optimum, Avalanche's step by step, its memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from forgetlab import engine, plugins
+from forgetlab.avalanche_api import (
+    CLScenario,
+    SupervisedPlugin,
+    benchmark_from_datasets,
+    stock_plugin,
+    with_classes_timeline,
+    with_task_labels,
+)
+from forgetlab.batch import Batch
+from forgetlab.config import load
+from forgetlab.data import TensorTask
+from forgetlab.description import Budget, Train
+from forgetlab.loop import Loop
+from forgetlab.replay import Memory
+from forgetlab.scenario import Samples
+from forgetlab.seeding import generator
+
+SIZE, TASKS, TOLERANCE = 60, 4, 1e-5
+RIDGE = 1e-3  # Avalanche's
+Weights = list[dict[str, Tensor]]  # after each step
+
+
+def gem(margin: float = 0.5, ridge: float = 0.0) -> Any:
+    return plugins.build("projection", "gem", {"margin": margin, "ridge": ridge})
+
+
+def projected(g: Tensor, references: Tensor, **options: float) -> Tensor:
+    """(P,), (T, P) -> (P,)"""
+    return gem(**options).project({"p": g}, [{"p": row} for row in references])["p"]
+
+
+def problem(seed: int, tasks: int = 5, size: int = 30) -> tuple[Tensor, Tensor]:
+    """A gradient, and the tasks' at wide angles to it."""
+    draw = generator("gem", seed)
+    g, references = torch.randn(size, generator=draw), torch.randn(tasks, size, generator=draw)
+    return g, references - 0.3 * g
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_solution_is_avalanches(seed: int, margin: float) -> None:
+    """By quadprog, another algorithm on the same program."""
+    g, references = problem(seed)
+    assert bool((references @ g < 0).any())
+    theirs: Any = stock_plugin({"plugin": "GEMPlugin", "patterns_per_experience": 1, "memory_strength": margin})
+    theirs.G = references
+    torch.testing.assert_close(
+        projected(g, references, margin=margin, ridge=RIDGE), theirs.solve_quadprog(g), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+def test_it_is_the_optimum(margin: float) -> None:
+    """What is added is G'v with v >= margin, no old loss rises, and a v above the margin belongs to a tight bound."""
+    tight = loose = 0
+    for seed in range(20):
+        g, references = (t.double() for t in problem(seed))
+        left = projected(g, references, margin=margin)
+        v = torch.linalg.lstsq(references.T, (left - g)[:, None]).solution[:, 0]
+        torch.testing.assert_close(g + v @ references, left)
+        slack = references @ left
+        assert v.min() > margin - 1e-9 and slack.min() > -1e-9
+        assert ((v - margin) * slack).abs().max() < 1e-9
+        tight, loose = tight + int((v > margin + 1e-3).sum()), loose + int((slack > 1e-3).sum())
+    assert tight + loose == 100 and min(tight, loose) > 5
+
+
+def test_one_task_by_hand() -> None:
+    g, r = torch.tensor([1.0, -2.0]), torch.tensor([[0.0, 4.0]])
+    assert projected(g, r, margin=0.0).tolist() == [1.0, 0.0]  # A-GEM's
+    assert projected(g, r, margin=0.25).tolist() == [1.0, 0.0]  # v is 0.5 already
+    assert projected(g, r, margin=1.5).tolist() == [1.0, 4.0]
+    assert projected(-g, r, margin=1.5).tolist() == [-1.0, 2.0]  # as it raises nothing
+
+
+@pytest.mark.parametrize("extra", [lambda r: r[:1], lambda r: 0 * r[:1], lambda r: r[:1] + r[1:2]])
+def test_tasks_that_say_the_same_or_nothing_change_nothing(extra: Any) -> None:
+    g, references = problem(0)
+    more = projected(g, torch.cat([references, extra(references)]), margin=0.0)
+    torch.testing.assert_close(more, projected(g, references, margin=0.0), rtol=0, atol=1e-5)
+
+
+def test_more_tasks_than_weights_leave_no_step() -> None:
+    left = projected(torch.ones(3), torch.cat([torch.eye(3), -torch.eye(3)]), margin=0.0)
+    assert left.abs().max() < 1e-6
+
+
+def test_avalanches_ridge_breaks_the_bounds_where_gradients_are_small() -> None:
+    """It adds a number to squared lengths: at 0.01 of the scale the old losses rise, and the step is another."""
+    g, references = problem(1)
+    for scale, broken in ((1.0, False), (0.01, True)):
+        theirs: Any = stock_plugin({"plugin": "GEMPlugin", "patterns_per_experience": 1, "memory_strength": 0.0})
+        theirs.G = scale * references
+        left = theirs.solve_quadprog(scale * g)
+        cosines = references @ left / left.norm() / references.norm(dim=1)
+        assert bool((cosines < -0.01).any()) == broken
+        ours = projected(scale * g, scale * references, margin=0.0)
+        assert (references @ ours / ours.norm()).min() > -1e-5
+        torch.testing.assert_close(ours / scale, projected(g, references, margin=0.0), rtol=0, atol=1e-5)
+
+
+def one_label() -> CLScenario:
+    """As Avalanche's class-incremental benchmarks are: every task carries the label 0."""
+    found = []
+    for task in range(TASKS):
+        y = 2 * task + torch.arange(SIZE) % 2
+        x = torch.randn(SIZE, 6, generator=generator("gem", "stream", task)) + 1.5 * torch.eye(6)[y % 6] * (-1) ** task
+        found.append(TensorTask.of(Samples(x, y), task=0))
+    return with_classes_timeline(with_task_labels(benchmark_from_datasets(train=found)))
+
+
+class Watch(SupervisedPlugin):
+    """Notes the weights after each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: Weights = []
+
+    def after_update(self, strategy: Any, **kwargs: Any) -> None:
+        self.weights.append({name: p.detach().clone() for name, p in strategy.model.named_parameters()})
+
+
+def trained(*found: Any) -> Weights:
+    torch.manual_seed(0)
+    watch, model = Watch(), nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2 * TASKS))
+    train = Train(optimizer="sgd", lr=0.05, batch_size=8)
+    loop = Loop(model=model, train=train, budget=Budget(epochs=2), plugins=[*found, watch])
+    for experience in one_label().streams["train"]:
+        loop.train(experience, [])
+    return watch.weights
+
+
+def beside(projection: Any, capacity: int = SIZE * TASKS) -> list[Any]:
+    memory: Memory = plugins.build("memory", "task_ring", {"capacity": capacity})
+    memory.joins, projection.memory = False, memory
+    return [memory, projection]
+
+
+def farthest(ours: Weights, theirs: Weights) -> float:
+    assert len(ours) == len(theirs) > 0
+    return max(float((a[name] - b[name]).abs().max()) for a, b in zip(ours, theirs, strict=True) for name in a)
+
+
+@pytest.fixture(scope="module")
+def avalanches() -> Weights:
+    spec = {"plugin": "GEMPlugin", "patterns_per_experience": SIZE, "memory_strength": 0.5}
+    return trained(stock_plugin(spec))
+
+
+def test_every_step_is_avalanches(avalanches: Weights) -> None:
+    """With all samples of a task in the memory, so that both look at the same."""
+    ours = trained(*beside(gem(ridge=RIDGE)))
+    print(f"{len(ours)} steps, at most {farthest(ours, avalanches):.1e} apart")
+    assert farthest(ours, avalanches) < TOLERANCE
+    assert farthest(ours, trained()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        gem(margin=0.25, ridge=RIDGE),  # a strength off by 2
+        gem(margin=0.0, ridge=RIDGE),
+        type("OneByOne", (type(gem()),), {"project": lambda self, g, rs: one_by_one(g, rs)})(ridge=RIDGE),
+        type("OneLess", (type(gem()),), {"project": lambda self, g, rs: gem(ridge=RIDGE).project(g, rs[1:])})(),
+    ],
+    ids=["margin off by 2", "no margin", "one task after the other", "the first task left out"],
+)
+def test_another_program_is_not_avalanches(broken: Any, avalanches: Weights) -> None:
+    """Deliberate breaks."""
+    assert farthest(trained(*beside(broken)), avalanches) > 1e-3
+
+
+def one_by_one(gradient: Any, references: Any) -> Any:
+    for reference in references:
+        gradient = gem(ridge=RIDGE).project(gradient, [reference])
+    return gradient
+
+
+def test_a_reference_for_each_task_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a stream of one label too; what came in the task in training is in the memory and in no reference."""
+    seen: list[list[list[int]]] = []
+    method, right = gem(), type(gem()).project
+
+    def project(self: Any, gradient: Any, references: Any) -> Any:
+        seen.append([sorted(Counter(batch.y.tolist())) for batch in self.memory.by_task()])
+        assert len(references) == len(seen[-1])
+        return right(self, gradient, references)
+
+    monkeypatch.setattr(type(method), "project", project)
+    memory, _ = beside(method, capacity=24)
+    trained(memory, method)
+    steps = len(seen) // (TASKS - 1)
+    for task in range(1, TASKS):
+        expected = [[2 * old, 2 * old + 1] for old in range(task)]
+        assert all(found == expected for found in seen[(task - 1) * steps : task * steps])
+    assert Counter(memory.slots.tensors["experience"].tolist()) == dict.fromkeys(range(TASKS), 24 // TASKS)
+    assert set(memory.slots.tensors["task"].tolist()) == {0}
+
+
+def fill(tasks: list[int], batch_size: int, capacity: int = 12) -> list[int]:
+    """The numbers of the samples that are kept; sample i of the stream holds the number i."""
+    kept, task = plugins.build("memory", "task_ring", {"capacity": capacity}), torch.tensor(tasks)
+    for rows in torch.arange(len(task)).split(batch_size):
+        kept.store(Batch(rows.float()[:, None], rows % 3, task[rows]), torch.zeros(len(rows), 1), generator("ring"))
+    return sorted(int(x) for x in kept.slots.read(torch.arange(len(kept.slots))).x[:, 0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_task_ring_keeps_the_last_samples_of_each_task(batch_size: int) -> None:
+    assert fill([0] * 30, batch_size) == [*range(18, 30)]
+    assert fill([0] * 30 + [1] * 20, batch_size) == [*range(24, 30), *range(44, 50)]
+    assert fill([0] * 30 + [1] * 20 + [2] * 25, batch_size) == [*range(26, 30), *range(46, 50), *range(71, 75)]
+    assert fill([0] * 30 + [1] * 2, batch_size) == [*range(20, 32)]  # a short task leaves room to the others
+
+
+def test_a_ring_by_class_would_keep_others() -> None:
+    """The deliberate break: equal shares of the classes are not those of the tasks."""
+    kept = plugins.build("memory", "ring", {"capacity": 12})
+    task = torch.tensor([0] * 30 + [1] * 20)
+    rows = torch.arange(50)
+    kept.store(Batch(rows.float()[:, None], torch.where(task == 0, 0, rows % 3), task), rows[:, None], generator("r"))
+    held = sorted(int(x) for x in kept.slots.read(torch.arange(12)).x[:, 0])
+    assert held != [*range(24, 30), *range(44, 50)]
+
+
+FILE = """
+name: gem
+scenario: {name: split_digits, setting: task-incremental, n_tasks: 5}
+model: {name: mlp, hidden: [32]}
+protocol: {budget: {epochs: 2}}
+train: {optimizer: sgd, lr: 0.1, batch_size: 10}
+references: [naive]
+strategies:
+  - replay: {memory: task_ring, capacity: 100, projection: gem}
+seeds: [0, 1, 2]
+"""
+
+
+def test_it_forgets_less_than_naive_training(tmp_path: Path) -> None:
+    (tmp_path / "file.yaml").write_text(FILE, encoding="utf-8")
+    final: dict[str, list[float]] = {}
+    for result in map(engine.run, load(tmp_path / "file.yaml").runs()):
+        final.setdefault(result.strategy, []).append(result.metrics["average_accuracy"] or 0)
+    print(final)
+    assert all(ours > naive for ours, naive in zip(final["task_ring+gem"], final["naive"], strict=True))
