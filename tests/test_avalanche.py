@@ -24,6 +24,7 @@ from forgetlab.avalanche_api import (
     stock_plugin,
 )
 from forgetlab.batch import UNKNOWN, Batch
+from forgetlab.checks import common
 from forgetlab.data import Fetched, Labels, Numbers, TensorLoader, TensorTask, batches, to_benchmark, together
 from forgetlab.description import Budget, Train
 from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
@@ -604,11 +605,10 @@ def test_a_memory_joins_before_the_forward_pass_and_keeps_the_incoming_samples_a
 # 11. Plug-in methods, and the evaluation plug-in
 
 
-@pytest.mark.parametrize("kind", ["memory", "regularizer"])
+@pytest.mark.parametrize("kind", ["memory", "regularizer", "projection", "regime"])
 def test_avalanche_finds_nothing_to_warn_of_in_our_plugins(kind: str) -> None:
     for name in plugins.available(kind):
-        options = {"capacity": 5} if kind == "memory" else {}
-        loop(shared(), plugins.build(kind, name, options))
+        loop(shared(), common.make(plugins.find(kind, name)))
     loop(isolated())
 
 

@@ -56,7 +56,7 @@ def run(strategy: Strategy, **scenario: Any) -> Run:
 
 
 NAIVE = Strategy(name="naive", reference={"name": "naive"})
-REPLAY = Strategy(name="er", replay={"memory": {"name": "reservoir", "capacity": 50, "draw": None}})  # type: ignore[arg-type]
+REPLAY = Strategy(name="er", replay={"memory": {"name": "reservoir", "capacity": 50}})  # type: ignore[arg-type]
 
 
 def test_prequential_accuracy_is_that_of_the_weights_before_each_step() -> None:
