@@ -80,7 +80,7 @@ def test_validation_data_must_be_there_to_be_evaluated_on(tmp_path: Path) -> Non
     assert messages(tmp_path, RESERVOIR, ", validation: 0.1", "evaluate_on: validation") == []
 
 
-UNTOLD = {"l2_sp"}  # they hold weights to where the stream began, whatever comes
+AT_ANY_TIME = {"l2_sp"}  # they hold weights to where the stream began, whatever comes
 
 
 def test_every_method_says_what_it_needs() -> None:
@@ -91,4 +91,4 @@ def test_every_method_says_what_it_needs() -> None:
             assert needs <= {"boundaries", "passes"}
             if kind not in ("memory", "sampler", "rehearsal") and "boundaries" not in needs:
                 untold.add(name)
-    assert untold == UNTOLD
+    assert untold == AT_ANY_TIME

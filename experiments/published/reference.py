@@ -203,7 +203,7 @@ JOINT = {"criterion": nn.CrossEntropyLoss()}
 DER = {"mem_size": 200, "batch_size_mem": 10}
 ROWS = {
     "digits_er": Row(DIGITS, 0.5, replay("ReservoirSamplingBuffer"), batch=5, hidden=(), online=True, seeds=20),
-    "digits_ewc": linear(2, single("EWCPlugin", ewc_lambda=1.5)),
+    "digits_ewc": linear(2, single("EWCPlugin", ewc_lambda=1.0)),
     "digits_online_ewc": linear(3, single("EWCPlugin", ewc_lambda=1.5, mode="online", decay_factor=0.8)),
     "digits_mas": linear(2, single("MASPlugin", lambda_reg=0.0015)),
     "naive_pairs": Row(PAIRS, 0.05, seeds=20),
@@ -216,10 +216,9 @@ ROWS = {
     "mir": Row(SPLIT, 0.05, plugin("MIRPlugin", mem_size=200, batch_size_mem=10, subsample=50), online=True, seeds=20),
     "gdumb": Row(SPLIT, 0.05, plugin("GDumbPlugin", mem_size=200), epochs=30, seeds=20),
     "icarl": Row(SPLIT, 0.5, icarl, batch=12, epochs=2),
-    "agem_pairs": Row(PAIRS, 0.05, plugin("AGEMPlugin", patterns_per_experience=1000, sample_size=60)),
+    "agem_pairs": Row(PAIRS, 0.05, plugin("AGEMPlugin", patterns_per_experience=1000, sample_size=60), seeds=20),
     "gem_pairs": Row(FEW, 0.05, plugin("GEMPlugin", patterns_per_experience=200, memory_strength=0.5), epochs=5),
-    "lwf_pairs": Row(PAIRS, 0.05, plugin("LwFPlugin", alpha=2.0)),
-    "lfl_pairs": Row(PAIRS, 0.05, plugin("LFLPlugin", lambda_e=64.0), seeds=20),
+    "lwf_pairs": Row(PAIRS, 0.05, plugin("LwFPlugin", alpha=2.0), seeds=20),
 }
 
 
