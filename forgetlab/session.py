@@ -22,7 +22,7 @@ from forgetlab.provenance import git_state, machine, packages
 from forgetlab.search import Attempt, Search, chosen_by
 from forgetlab.store import RunFolder, Store, copy_of, to_json, write_bytes, write_text
 
-SLOW = 0.05  # seconds: what takes longer to write is written seldom, in a tenth of a run's time
+SLOW = 0.2  # seconds: what takes longer to write is written seldom, in a tenth of a run's time
 LARGE = 10**6  # parameters of a network that must not wait for the garbage collector
 
 
@@ -81,11 +81,11 @@ class Recorder:
 
     def _save(self, event: TaskEnded) -> None:
         """After the last task, and before as often as it takes no large share of the time."""
-        now = time.perf_counter()
-        if event.task + 1 == event.n_tasks or now >= self.next_save:
-            self.folder.save(event.result, self.timing())
-            took = time.perf_counter() - now
-            self.next_save = now + (10 * took if took > SLOW else 0)
+        if event.task + 1 == event.n_tasks or time.perf_counter() >= self.next_save:
+            timing, start = self.timing(), time.perf_counter()
+            self.folder.save(event.result, timing)
+            took = time.perf_counter() - start
+            self.next_save = start + took + (10 * took if took > SLOW else 0)
 
     def timing(self) -> dict[str, Any]:
         return {
