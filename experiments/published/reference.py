@@ -59,6 +59,7 @@ class Row:
     hidden: tuple[int, ...] = (256, 256)  # equal widths; none: one linear layer
     online: bool = False
     optimizer: str = "sgd"
+    flat: bool = False  # vectors, not images: Avalanche's iCaRL mirrors images
     seeds: int = 10
 
 
@@ -70,7 +71,7 @@ def run(row: Row, seed: int) -> float:
 
     scenario = plugins.build("scenario", "stream", dict(row.data), seed=0)
     seed_everything(seed)
-    benchmark, model = to_benchmark(scenario), network(row, scenario)
+    benchmark, model = to_benchmark(scenario, row.flat), network(row, scenario)
     made: Made = {"model": model, **row.method(model)} if row.method else {"model": model}
     if made["model"] is None:
         del made["model"]
@@ -101,10 +102,10 @@ def network(row: Row, scenario: Scenario) -> nn.Module:
     return SimpleMLP(scenario.n_classes, size, row.hidden[0], hidden_layers=len(row.hidden), drop_rate=0.0)
 
 
-def to_benchmark(scenario: Scenario) -> Any:
+def to_benchmark(scenario: Scenario, flat: bool) -> Any:
     parts = {
-        "train": [dataset(task.train) for task in scenario.tasks],
-        "test": [dataset(task.test) for task in scenario.tasks],
+        "train": [dataset(task.train, flat) for task in scenario.tasks],
+        "test": [dataset(task.test, flat) for task in scenario.tasks],
     }
     made = api.with_classes_timeline(api.with_task_labels(api.benchmark_from_datasets(**parts)))
     made.n_classes_per_exp = [len(task.classes) for task in scenario.tasks]
@@ -114,12 +115,12 @@ def to_benchmark(scenario: Scenario) -> Any:
     return made
 
 
-def dataset(samples: Samples) -> Any:
+def dataset(samples: Samples, flat: bool) -> Any:
     """A task's samples, all with the task label 0, as one head wants."""
     from avalanche.benchmarks.utils.flat_data import ConstantSequence
 
-    labels: Any = samples.y.tolist()
-    held = list(zip(as_input(samples.x[:]), labels, strict=True))
+    x, labels = as_input(samples.x[:]), samples.y.tolist()
+    held: Any = list(zip(x.flatten(1) if flat else x, labels, strict=True))
     targets = api.DataAttribute(labels, "targets")
     tasks = api.DataAttribute(ConstantSequence(0, len(labels)), "targets_task_labels", use_in_getitem=True)
     return api.TaskAwareSupervisedClassificationDataset([held], data_attributes=[targets, tasks])
@@ -210,12 +211,12 @@ ROWS = {
     "joint_split": Row(SPLIT, 0.05, strategy("JointTraining", **JOINT), seeds=20),
     "er_reservoir": Row(SPLIT, 0.05, replay("ReservoirSamplingBuffer"), online=True, seeds=20),
     "er_class_balanced": Row(SPLIT, 0.05, replay("ClassBalancedBuffer"), online=True, seeds=20),
-    "der": Row(SPLIT, 0.05, strategy("DER", **DER, alpha=0.5, beta=0.0), online=True),
-    "der_pp": Row(SPLIT, 0.05, strategy("DER", **DER, alpha=0.2, beta=0.5), online=True),
+    "der": Row(SPLIT, 0.05, strategy("DER", **DER, alpha=0.5, beta=0.0), online=True, seeds=20),
+    "der_pp": Row(SPLIT, 0.05, strategy("DER", **DER, alpha=0.2, beta=0.5), online=True, seeds=20),
     "er_ace": Row(SPLIT, 0.1, strategy("ER_ACE", mem_size=200, batch_size_mem=10), online=True, seeds=20),
     "mir": Row(SPLIT, 0.05, plugin("MIRPlugin", mem_size=200, batch_size_mem=10, subsample=50), online=True, seeds=20),
     "gdumb": Row(SPLIT, 0.05, plugin("GDumbPlugin", mem_size=200), epochs=30, seeds=20),
-    "icarl": Row(SPLIT, 0.5, icarl, batch=12, epochs=2),
+    "icarl": Row(SPLIT, 0.5, icarl, batch=12, epochs=2, flat=True),
     "agem_pairs": Row(PAIRS, 0.05, plugin("AGEMPlugin", patterns_per_experience=1000, sample_size=60), seeds=20),
     "gem_pairs": Row(FEW, 0.05, plugin("GEMPlugin", patterns_per_experience=200, memory_strength=0.5), epochs=5),
     "lwf_pairs": Row(PAIRS, 0.05, plugin("LwFPlugin", alpha=2.0), seeds=20),
