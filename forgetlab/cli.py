@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from forgetlab import __version__
+from forgetlab import __version__, scaffold
 
 if TYPE_CHECKING:
     from forgetlab.description import Experiment
@@ -218,13 +218,11 @@ def modules(run: Path, merged: tuple[int, Path] | None, peft: tuple[int, Path] |
 
 
 @main.command()
-@click.argument("kind", type=click.Choice(("isolation", "router", "memory", "regularizer")))
+@click.argument("kind", type=click.Choice(scaffold.KINDS))
 @click.argument("name")
 @click.option("--folder", type=FILE, default=Path(), help="Where the two files go.  [default: here]")
 def new(kind: str, name: str, folder: Path) -> None:
     """Write a plug-in of a KIND to start from: NAME.py, which works as it is, and its test."""
-    from forgetlab import scaffold
-
     try:
         click.echo("\n".join(scaffold.advice(kind, name, scaffold.new(kind, name, folder))))
     except (scaffold.Refused, OSError) as error:
@@ -241,7 +239,6 @@ def check_module(file: Path, name: str | None) -> None:
     """
     from rich.console import Console
 
-    from forgetlab import scaffold
     from forgetlab.plugins import PluginError
 
     try:
@@ -284,8 +281,12 @@ def _load(paths: Sequence[Path]) -> list[Experiment]:
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Ctrl-C ends the command at once and cleanly: every file is whole, the task under way is lost."""
+    from forgetlab.store import Busy
+
     try:
         yield
+    except Busy as error:
+        _fail(str(error))
     except KeyboardInterrupt:
         click.echo("\nStopped. What is finished is kept; the same command goes on from there.", err=True)
         sys.stdout.flush()

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from forgetlab.checks import Check
     from forgetlab.plugins import Plugin
 
-KINDS = ("isolation", "router", "memory", "regularizer")
-ENTRY = {  # how a scenario file names one
+ENTRY = {  # how a scenario file names one; the kinds that `new` writes
     "isolation": "isolation: {name}",
     "router": "{{isolation: lora, router: {name}}}",
+    "merger": "{{isolation: lora, merge: {name}}}",
+    "classifier": "classifier: {name}",
     "memory": "replay: {{memory: {name}, capacity: 200}}",
+    "sampler": "replay: {{memory: reservoir, capacity: 200, sampler: {name}}}",
+    "rehearsal": "replay: {{memory: reservoir, capacity: 200, rehearsal: {name}}}",
+    "projection": "replay: {{memory: ring, capacity: 200, projection: {name}}}",
     "regularizer": "regularization: {{name: {name}, strength: 1}}",
+    "regime": "regularization: {name}",
 }
+KINDS = tuple(ENTRY)
 BROKEN, UNUSABLE = 1, 2
 
 

@@ -128,7 +128,21 @@ def carry_out(
     """Run what is not finished yet; ``fresh`` runs all again. Returns the folders in the experiment's order.
 
     What a search is to choose is chosen before. A run that fails is reported and left unfinished; the others go on.
+
+    Raises:
+        Busy: another process is at work on an experiment of this name.
     """
+    with store.alone(experiment.name):
+        return _carried_out(experiment, store, fresh, report, after_strategy)
+
+
+def _carried_out(
+    experiment: Experiment,
+    store: Store,
+    fresh: bool,
+    report: Report,
+    after_strategy: Callable[[Strategy, list[RunFolder]], None],
+) -> list[RunFolder]:
     folders: list[RunFolder] = []
     store.begin(experiment.name, engine.plain(experiment))
     for entry in experiment.entries:

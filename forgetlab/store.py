@@ -10,7 +10,7 @@
 - ``tuning.json``: every trial of the search that chose its options, where one did.
 
 ``runs/<name>/experiment.yaml`` holds the experiment that was run last under this name, ``runs/.trials/`` the runs of
-searches, in the same form.
+searches, in the same form. ``runs/.locks/<name>`` is held by the process that is at work on them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,22 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 RESULT_VERSION = 1
 TRIALS = ".trials"
 SET_ASIDE = ".set-aside"  # finished runs whose place was taken by a run with other settings
 Row = list[float | None]
+
+
+class Busy(RuntimeError):
+    """Another process is at work on an experiment's folder."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,26 @@ class Store:
     def begin(self, name: str, description: Mapping[str, Any]) -> None:
         """Note what is run under a name from now on."""
         write_text(self.root / name / "experiment.yaml", to_yaml(description))
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Keep other processes off an experiment; one that ends leaves it free, however it ends.
+
+        Raises:
+            Busy: another one is at work on it.
+        """
+        path = self.root / ".locks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            told = "another process is at work on it; wait for it, or name another folder with '--runs'"
+            raise Busy(f"{self.root / name}: {told}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def starts(self) -> Path:

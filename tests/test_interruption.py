@@ -105,3 +105,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         write_text(path, "new")
     assert path.read_text(encoding="utf-8") == "old"
     assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_two_processes_do_not_write_one_experiment(tmp_path: Path) -> None:
+    (tmp_path / "slow.yaml").write_text(SLOW, encoding="utf-8")
+    arguments = ["run", str(tmp_path / "slow.yaml"), "--no-tracking", "--runs", str(tmp_path / "runs")]
+    result = tmp_path / "runs" / "slow" / "naive" / "seed-0" / "result.json"
+    program = [sys.executable, "-m", "forgetlab", *arguments]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert waited_for(result.exists, process)
+        second = CliRunner().invoke(main, arguments)
+        assert process.poll() is None, "the first one was over"
+        told = "slow: another process is at work on it; wait for it, or name another folder with '--runs'"
+        assert second.exit_code == 2 and told in second.stderr
+        elsewhere = CliRunner().invoke(main, [*arguments[:-1], str(tmp_path / "others")])
+        assert elsewhere.exit_code == 0, elsewhere.output
+    finally:
+        process.kill()
+        process.wait()
+    again = CliRunner().invoke(main, arguments)
+    assert again.exit_code == 0, again.output

@@ -57,6 +57,30 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
 
+EACH = """
+name: each
+scenario: {{name: split_digits, n_tasks: 2}}
+model: {{name: {model}}}
+protocol: {{budget: {{updates: 5}}}}
+references: []
+plugins: [{file}]
+strategies: [{entry}]
+"""
+
+
+@pytest.mark.parametrize("kind", scaffold.KINDS)
+def test_what_is_written_runs_as_it_is_advised(kind: str) -> None:
+    name = f"advised_{kind}"
+    told = call("new", kind, name).stdout
+    entry = told.partition("strategies: [")[2].strip().removesuffix("]")
+    model = "vit, width: 16, depth: 2, patch: 4" if "isolation" in entry else "mlp"
+    Path("each.yaml").write_text(EACH.format(model=model, file=f"{name}.py", entry=entry), encoding="utf-8")
+    done = call("run", "each.yaml", "--no-tracking")
+    assert done.exit_code == 0, done.output
+    (result,) = (folder.result() for folder in Store(Path("runs")).folders("each"))
+    assert result is not None and result.metrics["average_accuracy"] is not None
+
+
 @pytest.mark.parametrize("kind", scaffold.KINDS)
 def test_what_is_written_keeps_every_promise(kind: str) -> None:
     name = f"my_new_{kind}"
@@ -95,7 +119,7 @@ def test_nothing_is_overwritten() -> None:
     [
         (("isolation", "lora"), "isolation 'lora' exists already, in forgetlab.strategies.isolation.lora"),
         (("isolation", "My-Lora"), "'My-Lora' is no name: small letters, digits and _, a letter first"),
-        (("isolatoin", "mine"), "'isolatoin' is not one of 'isolation', 'router', 'memory', 'regularizer'"),
+        (("isolatoin", "mine"), "'isolatoin' is not one of 'isolation', 'router', 'merger', 'classifier'"),
     ],
 )
 def test_what_cannot_be_new_is_refused(arguments: tuple[str, str], words: str) -> None:

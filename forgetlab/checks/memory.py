@@ -11,12 +11,17 @@ from torch.nn import functional as F
 
 from forgetlab import plugins
 from forgetlab.batch import UNKNOWN, Batch
-from forgetlab.checks.common import CAPACITY, make, names_no_strange_callback
+from forgetlab.checks.common import CAPACITY, inputs, make, names_no_strange_callback
+from forgetlab.data import to_benchmark
+from forgetlab.description import Budget, Train
+from forgetlab.loop import Loop
 from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
 from forgetlab.plugins import Plugin
 from forgetlab.replay import MASK, Memory, Rehearsal
+from forgetlab.scenario import held_out
 from forgetlab.seeding import drawn_from, generator
+from forgetlab.streams import split
 from forgetlab.teacher import logits
 
 TASK = 2  # batches
@@ -164,6 +169,19 @@ def state_holds_all(plugin: Plugin) -> None:
     assert torch.equal(a.x, b.x), "a restored memory goes on otherwise"
 
 
+def joins_the_steps(plugin: Plugin) -> None:
+    """In training it keeps what comes by and draws from it, in every step of the second task."""
+    memory, per_task = made(plugin), 40
+    data = held_out(inputs(n=2 * per_task), torch.arange(2 * per_task) % 4, "abcd", test_share=0.5, seed=0)
+    with drawn_from("checks"):
+        model = SharedNetwork(MLP((1, 8, 8), hidden=(10,)))
+    train = Train(optimizer="sgd", lr=0.1, batch_size=5)
+    loop = Loop(model=model, train=train, budget=Budget(epochs=1), plugins=[memory])
+    for experience in to_benchmark(split(data, setting="class-incremental", n_tasks=2, seed=0)).streams["train"]:
+        loop.train(experience, [])
+    assert memory.replayed, "no step of the second task is trained on what was kept"
+
+
 CHECKS = (
     names_no_strange_callback,
     keeps_real_samples,
@@ -172,4 +190,5 @@ CHECKS = (
     draws_what_it_learned,
     draws_are_repeatable,
     state_holds_all,
+    joins_the_steps,
 )
