@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from forgetlab.adapted import Adapted
+from forgetlab.adapted import Adapted
 from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.cost import latency, measure
 from forgetlab.data import TensorTask, select
@@ -45,18 +47,16 @@ class Ledger(SupervisedPlugin):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         network, first = strategy.model, _first(strategy)
-        if isinstance(network, IsolatedNetwork) and self.latency is None and first is not None:
+        module = at_work(network)
+        if module is not None and self.latency is None and first is not None:
             network.eval()
-            if network.speaker(network.current).siteless:
-                self.latency = 1.0
-                return
-            self.latency = _latency(network, first[0])
+            self.latency = 1.0 if module.siteless else _latency(network, module, first[0])
 
     def _step(self, network: Network, first: Sequence[Tensor] | None) -> Price:
         if first is None:
             return dict.fromkeys(STEP)
         x, y, task = first
-        module = network.module_of(network.current) if isinstance(network, IsolatedNetwork) else None
+        module = in_training(network)
 
         def loss() -> Tensor:
             value = self.criterion(network(x, task), y)
@@ -76,22 +76,37 @@ def _first(strategy: Any) -> Sequence[Tensor] | None:
     return select(columns, torch.arange(min(SAMPLES, len(columns[1])), device=columns[1].device))
 
 
+def in_training(network: Network) -> Isolation | None:
+    """What is trained on a frozen backbone: the newest task's module, or the one that all tasks share."""
+    if isinstance(network, IsolatedNetwork):
+        return network.module_of(network.current)
+    return network.backbone.module if isinstance(network.backbone, Adapted) else None
+
+
+def at_work(network: Network) -> Isolation | None:
+    """What answers for the newest task on a frozen backbone."""
+    return network.speaker(network.current) if isinstance(network, IsolatedNetwork) else in_training(network)
+
+
 @torch.no_grad()
-def _latency(network: IsolatedNetwork, x: Tensor) -> float:
-    module = network.speaker(network.current)
-    return latency(lambda: network.under(module, x), lambda: network.backbone(x), REPEATS)
+def _latency(network: Network, module: Isolation, x: Tensor) -> float:
+    if isinstance(network, IsolatedNetwork):
+        return latency(lambda: network.under(module, x), lambda: network.backbone(x), REPEATS)
+    adapted: Any = network.backbone
+    return latency(lambda: adapted(x), lambda: adapted.backbone(x), REPEATS)
 
 
 def kept(network: Network) -> Price:
-    """What the newest task keeps, and what it changed; nothing of the kind where tasks share the network."""
-    if not isinstance(network, IsolatedNetwork):
+    """What the newest task keeps, and what it changed; nothing of the kind where no backbone is frozen."""
+    module, backbone = in_training(network), network.backbone
+    if module is None:
         return dict.fromkeys(KEPT)
-    module = network.module_of(network.current)
-    return {
-        "task_bytes": byte_count(network.task_tensors(network.current)),
-        "shared_bytes": byte_count(network.shared),
-        **change(module, count(network.backbone)),
-    }
+    if isinstance(network, IsolatedNetwork):
+        task, shared = byte_count(network.task_tensors(network.current)), byte_count(network.shared)
+    else:  # one module and one head for all tasks
+        backbone = backbone.backbone
+        task, shared = 0, byte_count(network.stored()) - byte_count(backbone.state_dict())
+    return {"task_bytes": task, "shared_bytes": shared, **change(module, count(backbone))}
 
 
 def change(module: Isolation, backbone: int) -> Price:

@@ -23,7 +23,7 @@ from forgetlab.data import batches
 from forgetlab.seeding import generator
 from forgetlab.sites import blocks
 from forgetlab.subspaces import chosen, entering, nonnegative, true_logit_gradients
-from forgetlab.teacher import answers, features, frozen_copy, logits, padded
+from forgetlab.teacher import answers, changing, features, frozen_copy, logits, padded
 from forgetlab.walk import Walk, scaled
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "chosen",
     "entering",
     "features",
+    "changing",
     "frozen_copy",
     "gaussians",
     "layers",

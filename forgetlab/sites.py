@@ -63,14 +63,16 @@ class Site:
 
 
 def transformer(backbone: nn.Module) -> tuple[nn.Module, str]:
-    """The part of a backbone whose places are known, and its path: the backbone itself, or a direct child.
+    """The part of a backbone whose places are known, and its path: the backbone itself, or the first one inside.
 
     Raises:
         OptionError: there is none.
     """
-    for path, module in [("", backbone), *backbone.named_children()]:
+    inside = [("", backbone)]
+    for path, module in inside:  # level by level: the list grows
         if places_of(module) is not None:
             return module, path
+        inside += [(_joined(path, name), child) for name, child in module.named_children()]
     raise OptionError(f"a {type(backbone).__name__.lower()} has no known sites to attach to", "sites")
 
 

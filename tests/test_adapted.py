@@ -22,6 +22,7 @@ from forgetlab.config import load
 from forgetlab.description import Budget, Train
 from forgetlab.fisher import fisher
 from forgetlab.isolation import Isolation
+from forgetlab.ledger import Ledger
 from forgetlab.loop import Loop
 from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
@@ -277,6 +278,32 @@ def test_ledger_and_files_say_what_is_shared(tmp_path: Path) -> None:
     assert result.counts["total"]["memory_bytes"] == 0
     backbone = sum(p.numel() for p in vit().parameters())
     assert result.counts["total"]["parameters"] == backbone + module + head
+    paid = result.counts["per_task"]
+    assert paid["task_bytes"] == [0, 0] and paid["shared_bytes"] == [4 * (module + head)] * 2
+    assert paid["changed"] == [4 * 16 * 16] * 2 and paid["rank_90"][0] <= 2
+
+
+def test_the_ledger_measures_the_pass_through_the_shared_module() -> None:
+    """Its penalty is a part of a training step, and its answers are compared with those of the bare backbone."""
+    free, paying = (_priced(penalised) for penalised in (False, True))
+    assert paying.steps[0]["flops_backward"] > free.steps[0]["flops_backward"] > 0
+    assert free.latency is not None and free.latency > 0
+
+
+def _priced(penalised: bool) -> Ledger:
+    (adapted, *_) = shared("lora")
+    if penalised:
+        adapted.module.penalty = lambda: sum((p @ p.T).sum() for p in adapted.module.parameters() if p.dim() == 2)  # type: ignore[method-assign]
+    ledger, model = Ledger(), SharedNetwork(adapted)
+    loop = Loop(model=model, train=Train(batch_size=8), budget=Budget(updates=1), plugins=[ledger])
+    loop.train(stream()[0], [])
+    return ledger
+
+
+def test_a_teacher_keeps_nothing_of_what_is_frozen(tmp_path: Path) -> None:
+    entry = "{isolation: {name: lora, rank: 2}, shared: true, regularization: lwf}"
+    result = run(tmp_path, entry, setting="domain-incremental", n_tasks=2, budget="{updates: 1}")
+    assert result.counts["total"]["memory_bytes"] == result.counts["per_task"]["shared_bytes"][-1]
 
 
 def vit() -> nn.Module:

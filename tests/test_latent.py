@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab import engine, latent, plugins
+from forgetlab.adapted import Adapted
 from forgetlab.backbones.cnn import CNN
 from forgetlab.backbones.transformer import Transformer
 from forgetlab.batch import Batch
@@ -90,11 +91,37 @@ def batch(x: Tensor) -> Batch:
     return Batch(x, y, torch.zeros_like(y))
 
 
+def shared(name: str) -> Callable[[], nn.Module]:
+    """The tiny backbone, under a module of all tasks on its last block."""
+
+    def made() -> nn.Module:
+        with drawn_from("lora"):
+            lora = plugins.build("isolation", "lora", {"layers": [1], "rank": 2})
+            adapted = Adapted(tiny(name), lora)
+            for parameter in lora.parameters():
+                nn.init.normal_(parameter)
+            return adapted
+
+    return made
+
+
+ADAPTED = {name: shared(name) for name in ("vit", "bert", "gpt2", "hf_vit", "timm")}
+
+
+@pytest.mark.parametrize("name", ADAPTED)
+def test_kept_samples_enter_under_a_shared_module(name: str) -> None:
+    logits_are_those_of_the_inputs(name, ADAPTED[name])
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_kept_samples_have_the_logits_of_their_inputs(name: str) -> None:
+    logits_are_those_of_the_inputs(name, FAMILIES[name])
+
+
+def logits_are_those_of_the_inputs(name: str, backbone: Callable[[], nn.Module]) -> None:
     """At every block; new samples beside them, some texts shorter, and as many in all as a text has tokens."""
-    for depth in range(1, len(blocks(FAMILIES[name]()))):
-        model = network(FAMILIES[name]())
+    for depth in range(1, len(blocks(backbone()))):
+        model = network(backbone())
         latent.freeze(model.backbone, depth)
         model.train()
         new, drawn = batch(inputs(name, 3, 0)), batch(inputs(name, LENGTH - 3, 1))

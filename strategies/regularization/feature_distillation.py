@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.plugins import register
-from forgetlab.regularization import Batch, Regularizer, Tensors, frozen_copy
+from forgetlab.regularization import Batch, Regularizer, Tensors, changing, frozen_copy
 
 
 @register("regularizer", "feature_distillation")
@@ -53,8 +53,7 @@ class FeatureDistillation(Regularizer):
             model.get_parameter(name)[: len(rows)] = rows
 
     def consolidate(self, model: nn.Module, data: Iterable[Batch]) -> None:
-        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-        kept = {name: t.detach().clone() for name, t in model.state_dict().items() if name not in frozen}
+        kept = {name: t.detach().clone() for name, t in changing(model).items()}
         self.backbone = {n.removeprefix("backbone."): t for n, t in kept.items() if n.startswith("backbone.")}
         self.head = {n: t for n, t in kept.items() if self.freeze_head and n.startswith("head.")}
         self.teacher = None

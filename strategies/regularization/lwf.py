@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.plugins import register
-from forgetlab.regularization import UNKNOWN, Batch, Regularizer, answers, frozen_copy
+from forgetlab.regularization import UNKNOWN, Batch, Regularizer, answers, changing, frozen_copy
 
 
 @register("regularizer", "lwf")
@@ -45,7 +45,7 @@ class LwF(Regularizer):
         return F.kl_div(learned, taught, reduction="batchmean", log_target=True)
 
     def consolidate(self, model: nn.Module, data: Iterable[Batch]) -> None:
-        self.tensors, self.teacher = {name: t.detach().clone() for name, t in model.state_dict().items()}, None
+        self.tensors, self.teacher = {name: t.detach().clone() for name, t in changing(model).items()}, None
         for batch in data:
             for task, label in torch.stack([batch.task, batch.y]).unique(dim=1).T.tolist():
                 self.classes.setdefault(task, set()).add(label)
