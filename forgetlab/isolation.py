@@ -205,3 +205,29 @@ class Router(ABC):
 
     def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:  # noqa: B027 - may be empty
         """Take back what `state` gave."""
+
+
+class ConfidenceRouter(Router):
+    """Asks every task for its own answer and takes the surest one; the first of equals."""
+
+    needs = frozenset({"boundaries"})
+
+    def __init__(self) -> None:
+        self.tasks: list[int] = []
+
+    @abstractmethod
+    def confidence(self, logits: Tensor) -> Tensor:
+        """How sure a task is of its own answer. (B, its classes) -> (B,)"""
+
+    def fit(self, task: int, features: Tensor, labels: Tensor) -> None:
+        self.tasks.append(task)
+
+    def route(self, features: Tensor, answers: Callable[[int], Tensor]) -> Tensor:
+        sure = torch.stack([self.confidence(answers(task)) for task in self.tasks], dim=1)  # (B, tasks)
+        return torch.tensor(self.tasks, device=sure.device)[sure.argmax(1)]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {"tasks": list(self.tasks)}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        self.tasks = list(values["tasks"])

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab.adapted import Adapted
-from forgetlab.adapted import Adapted
 from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.cost import latency, measure
 from forgetlab.data import TensorTask, select
@@ -104,7 +103,7 @@ def kept(network: Network) -> Price:
     if isinstance(network, IsolatedNetwork):
         task, shared = byte_count(network.task_tensors(network.current)), byte_count(network.shared)
     else:  # one module and one head for all tasks
-        backbone = backbone.backbone
+        backbone = backbone.get_submodule("backbone")
         task, shared = 0, byte_count(network.stored()) - byte_count(backbone.state_dict())
     return {"task_bytes": task, "shared_bytes": shared, **change(module, count(backbone))}
 

@@ -12,7 +12,7 @@ PRICES: Mapping[str, str] = {  # name -> definition; a mean over tasks where eac
     "trainable": "numbers that the optimizer moves while a task is learned, its head's too; the most of any task",
     "task_bytes": "bytes that must be kept for one task, its module and its head, without what tasks share",
     "task_share": "task_bytes over the bytes of the backbone",
-    "shared_bytes": "bytes kept for all tasks together beside the backbone: pools, masks, statistics, a module that all train",
+    "shared_bytes": "bytes kept for all tasks together beside the backbone: pools, masks, statistics, or one module",
     "changed": "numbers of the backbone that differ while a task's module is active; 0 where it only adds",
     "changed_share": "changed over the backbone's numbers",
     "rank": "the largest numerical rank of a changed weight matrix; full for any dense change, by rounding alone",

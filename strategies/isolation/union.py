@@ -7,34 +7,15 @@ have left its softmax as it was. So the heads' scale decides as well as the samp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import torch
 from torch import Tensor
 
-from forgetlab.isolation import Router
+from forgetlab.isolation import ConfidenceRouter
 from forgetlab.plugins import register
 
 
 @register("router", "union")
-class UnionOfHeads(Router):
+class UnionOfHeads(ConfidenceRouter):
     """The task of the largest logit of all: argmax over t of max over c of f_t(x)_c (no number in the paper)."""
 
-    needs = frozenset({"boundaries"})
-
-    def __init__(self) -> None:
-        self.tasks: list[int] = []
-
-    def fit(self, task: int, features: Tensor, labels: Tensor) -> None:
-        self.tasks.append(task)
-
-    def route(self, features: Tensor, answers: Callable[[int], Tensor]) -> Tensor:
-        largest = torch.stack([answers(task).amax(1) for task in self.tasks], dim=1)  # (B, tasks)
-        return torch.tensor(self.tasks, device=largest.device)[largest.argmax(1)]
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {"tasks": list(self.tasks)}
-
-    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        self.tasks = list(values["tasks"])
+    def confidence(self, logits: Tensor) -> Tensor:
+        return logits.amax(1)
