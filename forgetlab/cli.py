@@ -7,29 +7,34 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
-from forgetlab import __version__, scaffold
+from forgetlab import __version__
+from forgetlab.cli_plugins import COMMANDS, FILE, fail
 
 if TYPE_CHECKING:
     from forgetlab.description import Experiment
     from forgetlab.store import RunFolder
 
-FILE = click.Path(path_type=Path)
 RUNS = click.option(
     "--runs", type=FILE, default=Path("runs"), show_default=True, help="Folder that holds all run folders."
 )
+MARKDOWN = click.option("--markdown", is_flag=True, help="As Markdown, for a text.")
 TARGETS = Path("experiments/published/targets.csv")
 DEFAULT_URI = "sqlite:///mlflow.db"
-FAILED_RUNS, REFUSED, INTERRUPTED = 1, 2, 130
+FAILED_RUNS, INTERRUPTED = 1, 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Experiments on catastrophic forgetting: one file, several strategies and seeds, one honest table."""
+
+
+for command in COMMANDS:
+    main.add_command(command)
 
 
 @main.command()
@@ -108,48 +113,13 @@ def preview(file: Path, out: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(scenario, experiment.name))
     except OSError as error:
-        _fail(f"{path}: {error.strerror}")
+        fail(f"{path}: {error.strerror}")
     say(f"Picture: {path}")
-
-
-@main.command(name="list")
-@click.argument("kind", required=False)
-def list_(kind: str | None) -> None:
-    """List the plug-ins of KIND (or of all kinds), the metrics, and what of Avalanche's own runs by its name."""
-    from forgetlab import plugins, stock
-    from forgetlab.definitions import METRICS
-
-    if kind == "avalanche":
-        click.echo(stock.listing())
-        return
-    names = {**{name: plugins.available(name) for name in plugins.KINDS}, "metric": list(METRICS)}
-    names["avalanche"] = stock.runnable()
-    if kind is not None and kind not in names:
-        _fail(f"no kind {kind!r}{plugins.suggestion(kind, names)}; kinds: {', '.join(names)}")
-    for a_kind in [kind] if kind else names:
-        click.echo(f"{a_kind}: {', '.join(names[a_kind]) or 'none yet'}")
-
-
-@main.command()
-@click.argument("kind")
-@click.argument("name")
-def show(kind: str, name: str) -> None:
-    """Show what NAME of a KIND is: its docstring, paper, and parameters with types and defaults."""
-    from forgetlab import plugins, shelf, stock
-    from forgetlab.definitions import describe
-
-    tellers = {"metric": describe, "avalanche": stock.describe}
-    if kind not in (kinds := [*plugins.KINDS, *tellers]):
-        _fail(f"no kind {kind!r}{plugins.suggestion(kind, kinds)}; kinds: {', '.join(kinds)}")
-    try:
-        click.echo(tellers[kind](name) if kind in tellers else shelf.plugin_text(plugins.find(kind, name)))
-    except LookupError as error:
-        _fail(str(error.args[0]))
 
 
 @main.command()
 @click.argument("names", nargs=-1)
-@click.option("--markdown", is_flag=True, help="As Markdown, for a text.")
+@MARKDOWN
 @RUNS
 def compare(names: Sequence[str], markdown: bool, runs: Path) -> None:
     """Print the table of experiments NAMES (default: all) again, from their run folders."""
@@ -159,11 +129,11 @@ def compare(names: Sequence[str], markdown: bool, runs: Path) -> None:
 
     found = Store(runs).experiments()
     if not found:
-        _fail(f"nothing was run under {runs} yet; 'forgetlab run FILE' does, and '--runs' names another folder")
+        fail(f"nothing was run under {runs} yet; 'forgetlab run FILE' does, and '--runs' names another folder")
     for name in names:
         if name not in found:
             hint = suggestion(name, found) or f"; there are: {', '.join(found)}"
-            _fail(f"no experiment {name!r} under {runs}{hint}")
+            fail(f"no experiment {name!r} under {runs}{hint}")
     for name in names or found:
         shelf.compare(Store(runs), name, found[name], markdown)
 
@@ -172,17 +142,18 @@ def compare(names: Sequence[str], markdown: bool, runs: Path) -> None:
 @click.argument("names", nargs=-1)
 @click.option("--quick", is_flag=True, help="A shortened schedule: shows that all rows run, and judges none.")
 @click.option("--targets", type=FILE, default=TARGETS, show_default=True, help="The table of published numbers.")
+@MARKDOWN
 @RUNS
-def verify(names: Sequence[str], quick: bool, targets: Path, runs: Path) -> None:
+def verify(names: Sequence[str], quick: bool, targets: Path, markdown: bool, runs: Path) -> None:
     """Run the rows NAMES (default: all) of the published numbers; it ends with 1 where a judged one differs."""
     from forgetlab import verify as rows
     from forgetlab.targets import TargetsError
 
     try:
         with _interruptible():
-            sys.exit(FAILED_RUNS if rows.verify(targets, names, runs, quick) else 0)
+            sys.exit(FAILED_RUNS if rows.verify(targets, names, runs, quick, markdown) else 0)
     except TargetsError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @main.command()
@@ -214,37 +185,7 @@ def modules(run: Path, merged: tuple[int, Path] | None, peft: tuple[int, Path] |
         if merged is peft is None:
             shelf.print_modules(folder)
     except (modules.ModulesError, OptionError, PluginError, OSError) as error:
-        _fail(str(error))
-
-
-@main.command()
-@click.argument("kind", type=click.Choice(scaffold.KINDS))
-@click.argument("name")
-@click.option("--folder", type=FILE, default=Path(), help="Where the two files go.  [default: here]")
-def new(kind: str, name: str, folder: Path) -> None:
-    """Write a plug-in of a KIND to start from: NAME.py, which works as it is, and its test."""
-    try:
-        click.echo("\n".join(scaffold.advice(kind, name, scaffold.new(kind, name, folder))))
-    except (scaffold.Refused, OSError) as error:
-        _fail(str(error))
-
-
-@main.command()
-@click.argument("file", type=FILE)
-@click.option("--name", help="Check this one alone of what the file registers.")
-def check_module(file: Path, name: str | None) -> None:
-    """Check that what FILE registers keeps the promises of its kind. This runs the code in FILE.
-
-    It ends with 0 where all promises are kept, 1 where one is broken, and 2 where the file cannot be used.
-    """
-    from rich.console import Console
-
-    from forgetlab.plugins import PluginError
-
-    try:
-        sys.exit(scaffold.report(file, name, Console()))
-    except (scaffold.Refused, PluginError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @main.command()
@@ -259,7 +200,7 @@ def ui(name: str | None, uri: str, no_browser: bool, port: int) -> None:
     try:
         sys.exit(serve(uri, name, open_browser=not no_browser, port=port, announce=click.echo))
     except (LookupError, OSError, RuntimeError) as error:
-        _fail(str(error.args[0] if error.args else error))
+        fail(str(error.args[0] if error.args else error))
 
 
 def _load(paths: Sequence[Path]) -> list[Experiment]:
@@ -274,7 +215,7 @@ def _load(paths: Sequence[Path]) -> list[Experiment]:
         except FileErrors as error:
             refused.append(str(error))
     if refused:
-        _fail("\n".join(refused))
+        fail("\n".join(refused))
     return found
 
 
@@ -286,14 +227,9 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except Busy as error:
-        _fail(str(error))
+        fail(str(error))
     except KeyboardInterrupt:
         click.echo("\nStopped. What is finished is kept; the same command goes on from there.", err=True)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(INTERRUPTED)
-
-
-def _fail(message: str) -> NoReturn:
-    click.echo(message, err=True)
-    sys.exit(REFUSED)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from forgetlab import metrics, prices
+from forgetlab.markdown import lines as markdown_lines
 from forgetlab.statistics import Interval, t_interval
 from forgetlab.store import Result, Row
 
@@ -221,20 +222,11 @@ def markdown(summaries: Sequence[Summary], title: str) -> str:
     """The comparison as Markdown: one table per section, each with its foot, and the note."""
     lines = [f"## {title}", ""]
     for heading, rows in _sections(summaries):
-        lines += [f"### {heading}", "", *_markdown(_columns(rows))]
+        lines += [f"### {heading}", "", *markdown_lines(_columns(rows))]
         lines += ["", _foot(rows), ""]
     if paid := prices.columns(summaries):
-        lines += [f"### {PRICE}", "", *_markdown(paid), ""]
+        lines += [f"### {PRICE}", "", *markdown_lines(paid), ""]
     return "\n".join([*lines, NOTE, ""])
-
-
-def _markdown(table: Mapping[str, Sequence[str]]) -> list[str]:
-    head = [_line(table), _line([":--"] + ["--:"] * (len(table) - 1))]
-    return head + [_line(cells) for cells in zip(*table.values(), strict=True)]
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def table(summaries: Sequence[Summary]) -> Group:

@@ -13,6 +13,7 @@ from pathlib import Path
 from forgetlab.config import load
 from forgetlab.description import Budget, Experiment
 from forgetlab.equivalence import Difference, Sample, difference, verdict
+from forgetlab.markdown import lines
 from forgetlab.progress import Progress, say
 from forgetlab.session import carry_out
 from forgetlab.store import RunFolder, Store
@@ -24,6 +25,7 @@ NOT_COMPARABLE = "not comparable"
 QUICK_SEEDS, QUICK_SHARE = 2, 5  # the first seeds, and one part in so many of a task's training
 QUICK = f"the schedule was shortened: {QUICK_SEEDS} seeds, 1/{QUICK_SHARE} of the updates or epochs"
 METRIC = "average_accuracy"
+TITLE = "Accuracy after the last task, mean ± standard deviation (seeds)"
 COLOURS = {AGREES: "green", DIFFERS: "red", FAILED: "red", UNDECIDED: "yellow"}
 
 
@@ -44,7 +46,7 @@ class Outcome:
         return self.verdict in (DIFFERS, FAILED)
 
 
-def verify(path: Path, names: Sequence[str], runs: Path, quick: bool = False) -> bool:
+def verify(path: Path, names: Sequence[str], runs: Path, quick: bool = False, markdown: bool = False) -> bool:
     """Run the rows of a table, print them, and tell whether any that was judged differs, or failed.
 
     Raises:
@@ -57,7 +59,10 @@ def verify(path: Path, names: Sequence[str], runs: Path, quick: bool = False) ->
         values = accuracies(_carried_out(one, Store(runs)))
         found += [outcome(target, values, quick) for target in targets if target.file == file]
     found.sort(key=lambda one: targets.index(one.target))
-    print_table(found, quick)
+    if markdown:
+        print(as_markdown(found, quick))
+    else:
+        print_table(found, quick)
     return any(one.red for one in found)
 
 
@@ -106,30 +111,52 @@ def outcome(target: Target, values: Sequence[float | None], quick: bool = False)
     return Outcome(target, ours, verdict(difference(ours, target.theirs), target.margin))
 
 
+def columns(found: Sequence[Outcome]) -> dict[str, list[str]]:
+    """The table by its columns: two of words, then numbers, and the verdict at last."""
+    return {
+        "row": [one.target.name for one in found],
+        "setting": [one.target.setting for one in found],
+        "ours": ["-" if one.ours is None else str(one.ours) for one in found],
+        "theirs": [str(one.target.theirs) for one in found],
+        "difference": [f"{gap.value:+.3f}" if (gap := one.difference) else "-" for one in found],
+        "in its errors": [_in_errors(one.difference) for one in found],
+        "margin": ["-" if one.target.margin is None else f"{one.target.margin:g}" for one in found],
+        "verdict": [one.verdict for one in found],
+    }
+
+
+def _in_errors(gap: Difference | None) -> str:
+    return "-" if gap is None or gap.in_errors is None else f"{gap.in_errors:+.1f}"
+
+
 def print_table(found: Sequence[Outcome], quick: bool) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from forgetlab.shelf import right, screen
 
-    names = ("ours", "theirs", "difference", "in its errors", "margin")
-    table = Table("row", "setting", *right(*names), "verdict", box=None)
-    for one in found:
-        style = COLOURS.get(one.verdict, "dim")
-        table.add_row(one.target.name, one.target.setting, *_cells(one), f"[{style}]{one.verdict}[/{style}]")
+    row, setting, *numbers, verdict = content = columns(found)
+    table = Table(row, setting, *right(*numbers), verdict, box=None)
+    for *cells, word in zip(*content.values(), strict=True):
+        table.add_row(*cells, Text(word, COLOURS.get(word, "dim")))
     console = screen()
-    console.print("\n[bold]Accuracy after the last task, mean ± standard deviation (seeds)[/bold]")
+    console.print(f"\n[bold]{TITLE}[/bold]")
     console.print(table)
     for line in _told(found, quick):
         console.print(line, highlight=False)
 
 
-def _cells(one: Outcome) -> Iterator[str]:
-    gap, margin = one.difference, one.target.margin
-    yield "-" if one.ours is None else str(one.ours)
-    yield str(one.target.theirs)
-    yield "-" if gap is None else f"{gap.value:+.3f}"
-    yield "-" if gap is None or gap.in_errors is None else f"{gap.in_errors:+.1f}"
-    yield "-" if margin is None else f"{margin:g}"
+def as_markdown(found: Sequence[Outcome], quick: bool) -> str:
+    """The same for a text, with each row's method, stream and source."""
+    targets = [one.target for one in found]
+    row, setting, *rest = columns(found).items()
+    words = {
+        "method": [target.method for target in targets],
+        "stream": [target.scenario for target in targets],
+        "source": [target.source for target in targets],
+    }
+    table = dict([row, *words.items(), setting, *rest])
+    return "\n".join([f"{TITLE}:", "", *lines(table, words=5), "", *_told(found, quick), ""])
 
 
 def _told(found: Sequence[Outcome], quick: bool) -> Iterator[str]:

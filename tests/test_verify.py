@@ -135,6 +135,16 @@ def test_rows_are_run_and_judged(folder: Path) -> None:
     assert red.stderr.count(", found\n") == 3  # tiny's runs
 
 
+def test_the_table_as_markdown_says_the_same(folder: Path) -> None:
+    shown = call(table(folder, line()), "--markdown").stdout
+    head, sides, row = (text for text in shown.splitlines() if text.startswith("|"))
+    cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert (
+        sides.count(":--") == 5 and re.fullmatch(r"0\.\d+ ± 0\.\d+ \(3\)", cells["ours"]) and row.endswith("| agrees |")
+    )
+    assert "1 agrees" in shown and "90 % interval" in shown
+
+
 def test_two_rows_of_one_file_share_its_runs(folder: Path) -> None:
     done = call(table(folder, line(), line(name="mnist", value="0.9", status="other data", margin="")))
     assert done.exit_code == 0 and done.stderr.count("accuracy") == 3
