@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from benchmarks import bare, encoder_rows, ours
+from benchmarks import bare, encoder_rows, long, ours
 from benchmarks.encoder_rows import TextWork
 from benchmarks.measure import Aim, Comparison
 from benchmarks.rows import Work, comparisons
+from forgetlab.config import load
 from forgetlab.network import Head, SharedNetwork
 from forgetlab.scenario import Samples, Scenario, Task
 from forgetlab.seeding import generator
@@ -97,3 +100,21 @@ def test_the_encoders_rows_are_measured() -> None:
     assert len(rows) == len({row["name"] for row in rows}) == 5
     assert all(row["ratio"] > 0 and "n = 16, 8 tokens, batch 4" in row["work"] for row in rows)
     assert "kept 0.0 MiB" in rows[0]["work"]  # 16 x 384 numbers
+
+
+def test_a_long_stream_is_measured_task_by_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "long.yaml"
+    file.write_text(
+        "name: long\nscenario: {name: split_digits, n_tasks: 5}\nmodel: {name: mlp, hidden: [8]}\n"
+        "references: [naive, ridge]\nstrategies: [replay: {memory: reservoir, capacity: 50}]\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(long, "EARLY", slice(1, 3))
+    monkeypatch.setattr(long, "LATE", slice(-2, None))
+    experiment = load(file)
+    rows = [long.measured(experiment.run(entry, 0)) for entry in experiment.entries if long.trains(entry)]
+    assert [row["name"] for row in rows] == ["naive", "reservoir"], "a closed form takes no steps"
+    kept = 50 * (64 * 4 + 2 * 8)
+    for row, expected in zip(rows, (0, kept), strict=True):
+        assert row["tasks"] == 5 and row["ratio"] > 0 and row["early"] > 0
+        assert row["kept_early"] == row["kept_late"] == expected

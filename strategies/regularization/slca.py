@@ -1,12 +1,12 @@
 """SLCA: Zhang et al. 2023, Slow Learner with Classifier Alignment for Continual Learning on a Pre-trained Model,
 https://arxiv.org/abs/2303.05118. Defaults: the authors' code, https://github.com/GengDavid/SLCA. It trains with
-`loss_classes: current`; its pull of old means towards 0 is left out. A class that comes again joins what is known of
-it, which grows with the square of the features' width.
+`loss_classes: current`; its pull of old means towards 0 is left out. What is known of a class grows with d^2.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -55,6 +55,7 @@ class SLCA(Regime):
                 optimizer.step()
 
     def loss(self, z: Tensor, y: Tensor, classes_of: Mapping[int, list[int]]) -> Tensor:
-        norm = torch.stack([z[:, classes].norm(dim=1) for classes in classes_of.values()]).mean(0).unsqueeze(1)
+        sets = Counter(map(tuple, classes_of.values()))  # tasks that share their classes share their norm
+        norm = sum(n * z[:, classes].norm(dim=1, keepdim=True) for classes, n in sets.items()) / sets.total()
         z = z if self.temperature is None else z / (self.temperature * norm)
         return (z[:, gaussians.labels(self.known)].logsumexp(1) - z.gather(1, y.unsqueeze(1)).squeeze(1)).mean()
