@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 RUNS = click.option(
     "--runs", type=FILE, default=Path("runs"), show_default=True, help="Folder that holds all run folders."
 )
+WORKERS = click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Runs side by side; no number changes."
+)
 MARKDOWN = click.option("--markdown", is_flag=True, help="As Markdown, for a text.")
 TARGETS = Path("experiments/published/targets.csv")
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -41,16 +44,17 @@ for command in COMMANDS:
 @click.argument("files", type=FILE, nargs=-1, required=True)
 @click.option("--fresh", is_flag=True, help="Run everything again, whatever is finished.")
 @click.option("--no-tracking", is_flag=True, help="Leave MLflow out; the run folders hold everything.")
+@WORKERS
 @RUNS
-def run(files: Sequence[Path], fresh: bool, no_tracking: bool, runs: Path) -> None:
+def run(files: Sequence[Path], fresh: bool, no_tracking: bool, workers: int, runs: Path) -> None:
     """Run scenario FILES: every strategy with every seed, then the table of each file."""
     with _interruptible():
-        failed = sum(_run(experiment, runs, fresh, tracked=not no_tracking) for experiment in _load(files))
+        failed = sum(_run(experiment, runs, fresh, not no_tracking, workers) for experiment in _load(files))
     if failed:
         sys.exit(FAILED_RUNS)
 
 
-def _run(experiment: Experiment, runs: Path, fresh: bool, tracked: bool) -> int:
+def _run(experiment: Experiment, runs: Path, fresh: bool, tracked: bool, workers: int) -> int:
     """Carry out one experiment and print its table; returns how many runs failed."""
     from rich.console import Console
 
@@ -69,7 +73,7 @@ def _run(experiment: Experiment, runs: Path, fresh: bool, tracked: bool) -> int:
             project(experiment, done, text)
 
     with Progress(experiment, Console(stderr=True)) as progress:
-        carry_out(experiment, Store(runs), fresh=fresh, report=progress, after_strategy=after_strategy)
+        carry_out(experiment, Store(runs), fresh=fresh, report=progress, after_strategy=after_strategy, workers=workers)
     print_table(finished(done), experiment.name)
     say(f"Run folders: {runs / experiment.name}")
     if tracked:
@@ -143,15 +147,16 @@ def compare(names: Sequence[str], markdown: bool, runs: Path) -> None:
 @click.option("--quick", is_flag=True, help="A shortened schedule: shows that all rows run, and judges none.")
 @click.option("--targets", type=FILE, default=TARGETS, show_default=True, help="The table of published numbers.")
 @MARKDOWN
+@WORKERS
 @RUNS
-def verify(names: Sequence[str], quick: bool, targets: Path, markdown: bool, runs: Path) -> None:
+def verify(names: Sequence[str], quick: bool, targets: Path, markdown: bool, workers: int, runs: Path) -> None:
     """Run the rows NAMES (default: all) of the published numbers; it ends with 1 where a judged one differs."""
     from forgetlab import verify as rows
     from forgetlab.targets import TargetsError
 
     try:
         with _interruptible():
-            sys.exit(FAILED_RUNS if rows.verify(targets, names, runs, quick, markdown) else 0)
+            sys.exit(FAILED_RUNS if rows.verify(targets, names, runs, quick, markdown, workers) else 0)
     except TargetsError as error:
         fail(str(error))
 
@@ -223,10 +228,11 @@ def _load(paths: Sequence[Path]) -> list[Experiment]:
 def _interruptible() -> Iterator[None]:
     """Ctrl-C ends the command at once and cleanly: every file is whole, the task under way is lost."""
     from forgetlab.store import Busy
+    from forgetlab.workers import WorkerLost
 
     try:
         yield
-    except Busy as error:
+    except (Busy, WorkerLost) as error:
         fail(str(error))
     except KeyboardInterrupt:
         click.echo("\nStopped. What is finished is kept; the same command goes on from there.", err=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from forgetlab import plugins
@@ -109,6 +110,7 @@ def set_process(description: Run) -> None:
     """The only place that sets the process's globals."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism needs on a GPU
     torch.set_num_threads(description.threads)
+    threadpool_limits(description.threads)  # of what numpy and scipy compute with
     torch.use_deterministic_algorithms(True)
     torch.backends.mha.set_fastpath_enabled(False)  # it would skip what is attached to layers
     reseed("run", description.seed)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -113,14 +115,18 @@ def start(run: Run, scenario: Scenario, backbone: nn.Module, device: torch.devic
     tasks = pretraining_tasks(run.pretrain, scenario, run.seed_of("class_order"))
     key = start_key(run, tasks)
     if key not in _made:
-        path = cache / f"{key}.safetensors" if cache else None
-        if path is not None and path.is_file():
-            _made[key] = load(path.read_bytes())
-        else:
-            _made[key] = _train(run, tasks, backbone, device)
-            if path is not None:
-                write_bytes(path, save(_made[key]))
+        train = partial(_train, run, tasks, backbone, device)
+        _made[key] = train() if cache is None else _kept(cache / f"{key}.safetensors", train)
     return Start(_made[key], tasks, run.pretrain)
+
+
+def _kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What lies there, made where it does not: of several workers by one, for which the others wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            write_bytes(path, save(make()))
+    return load(path.read_bytes())
 
 
 def settings(pretrain: Spec, train: Mapping[str, Any] | None = None) -> Train:

@@ -6,6 +6,7 @@ import gc
 import os
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from forgetlab import engine, modules, tuning
+from forgetlab import engine, modules, plugins, tuning
 from forgetlab.description import Experiment, Run, Strategy
 from forgetlab.engine import Event, Observer, TaskEnded
 from forgetlab.fingerprint import run_key
@@ -21,13 +22,19 @@ from forgetlab.loop import Diverged
 from forgetlab.provenance import git_state, machine, packages
 from forgetlab.search import Attempt, Search, chosen_by
 from forgetlab.store import RunFolder, Store, copy_of, to_json, write_bytes, write_text
+from forgetlab.workers import results
 
 SLOW = 0.2  # seconds: what takes longer to write is written seldom, in a tenth of a run's time
 LARGE = 10**6  # parameters of a network that must not wait for the garbage collector
 
 
 @dataclass(frozen=True)
-class RunFound:
+class Lasting:
+    """What is worth telling when a run is over."""
+
+
+@dataclass(frozen=True)
+class RunFound(Lasting):
     """A finished run was found again."""
 
     run: Run
@@ -35,22 +42,26 @@ class RunFound:
 
 
 @dataclass(frozen=True)
-class RunEnded:
+class RunEnded(Lasting):
     run: Run
     folder: RunFolder
 
 
 @dataclass(frozen=True)
-class RunFailed:
+class RunFailed(Lasting):
     """A run stopped with an error; the rows of its finished tasks are kept, and the traceback beside them."""
 
     run: Run
     folder: RunFolder
     error: Exception
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From one process to another an error goes as its words: it may hold anything."""
+        return RunFailed, (self.run, self.folder, RuntimeError(str(self.error) or type(self.error).__name__))
+
 
 @dataclass(frozen=True)
-class TrialEnded:
+class TrialEnded(Lasting):
     """A run of a search is done; the last of it as it would be told of any run."""
 
     run: Run
@@ -124,35 +135,46 @@ def carry_out(
     fresh: bool = False,
     report: Report = lambda _: None,
     after_strategy: Callable[[Strategy, list[RunFolder]], None] = lambda *_: None,
+    workers: int = 1,
 ) -> list[RunFolder]:
     """Run what is not finished yet; ``fresh`` runs all again. Returns the folders in the experiment's order.
 
     What a search is to choose is chosen before. A run that fails is reported and left unfinished; the others go on.
+    So many ``workers`` go through the runs side by side, each a process with the file's ``threads``; every number is
+    the same as with one, but events within a run are then not reported.
 
     Raises:
         Busy: another process is at work on an experiment of this name.
+        WorkerLost: one of several workers was killed.
     """
+    units = [(entry, seeds) for entry in experiment.entries for seeds in _together(experiment, entry)]
+    work = [partial(_unit, experiment, entry, seeds, store, fresh) for entry, seeds in units]
+    left = Counter(entry.name for entry, _ in units)
+    folders: dict[int, list[RunFolder]] = {}
     with store.alone(experiment.name):
-        return _carried_out(experiment, store, fresh, report, after_strategy)
+        store.begin(experiment.name, engine.plain(experiment))
+        for place, its in results(work, report, Lasting, workers):
+            folders[place] = its
+            entry, _ = units[place]
+            left[entry.name] -= 1
+            if not left[entry.name]:
+                after_strategy(entry, [one for i, (its, _) in enumerate(units) if its is entry for one in folders[i]])
+    return [folder for place in range(len(units)) for folder in folders[place]]
 
 
-def _carried_out(
-    experiment: Experiment,
-    store: Store,
-    fresh: bool,
-    report: Report,
-    after_strategy: Callable[[Strategy, list[RunFolder]], None],
+def _together(experiment: Experiment, entry: Strategy) -> list[tuple[int, ...]]:
+    """An entry's seeds, those together that have the trials of a search in common."""
+    return [tuple(experiment.seeds)] if tuning.space(experiment, entry) else [(seed,) for seed in experiment.seeds]
+
+
+def _unit(
+    experiment: Experiment, entry: Strategy, seeds: tuple[int, ...], store: Store, fresh: bool, report: Report
 ) -> list[RunFolder]:
-    folders: list[RunFolder] = []
-    store.begin(experiment.name, engine.plain(experiment))
-    for entry in experiment.entries:
-        if tuning.space(experiment, entry):
-            its = _tuned(experiment, entry, store, fresh, report)
-        else:
-            its = [_one(experiment, experiment.run(entry, seed), store, fresh, report) for seed in experiment.seeds]
-        after_strategy(entry, its)
-        folders += its
-    return folders
+    for path in experiment.plugins:
+        plugins.load_file(Path(path))
+    if tuning.space(experiment, entry):
+        return _tuned(experiment, entry, store, fresh, report)
+    return [_one(experiment, experiment.run(entry, seed), store, fresh, report) for seed in seeds]
 
 
 def _tuned(experiment: Experiment, entry: Strategy, store: Store, fresh: bool, report: Report) -> list[RunFolder]:

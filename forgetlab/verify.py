@@ -46,7 +46,9 @@ class Outcome:
         return self.verdict in (DIFFERS, FAILED)
 
 
-def verify(path: Path, names: Sequence[str], runs: Path, quick: bool = False, markdown: bool = False) -> bool:
+def verify(
+    path: Path, names: Sequence[str], runs: Path, quick: bool = False, markdown: bool = False, workers: int = 1
+) -> bool:
     """Run the rows of a table, print them, and tell whether any that was judged differs, or failed.
 
     Raises:
@@ -56,7 +58,7 @@ def verify(path: Path, names: Sequence[str], runs: Path, quick: bool = False, ma
     experiments = {target.file: experiment(target.file, quick) for target in targets}
     found: list[Outcome] = []
     for file, one in experiments.items():
-        values = accuracies(_carried_out(one, Store(runs)))
+        values = accuracies(_carried_out(one, Store(runs), workers))
         found += [outcome(target, values, quick) for target in targets if target.file == file]
     found.sort(key=lambda one: targets.index(one.target))
     if markdown:
@@ -171,9 +173,9 @@ def _told(found: Sequence[Outcome], quick: bool) -> Iterator[str]:
         yield f"{OTHER_DATA}: the number is of data that are not here; it stands beside and is not judged"
 
 
-def _carried_out(one: Experiment, store: Store) -> list[RunFolder]:
+def _carried_out(one: Experiment, store: Store, workers: int) -> list[RunFolder]:
     from rich.console import Console
 
     say(f"{one.name}:")
     with Progress(one, Console(stderr=True)) as report:
-        return carry_out(one, store, report=report)
+        return carry_out(one, store, report=report, workers=workers)
