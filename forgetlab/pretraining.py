@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from forgetlab.network import SharedNetwork
 from forgetlab.objectives import Name, Objective, Pieces, made
 from forgetlab.scenario import Scenario, Task, as_input, pretraining_tasks
 from forgetlab.seeding import drawn_from, generator, reseed
-from forgetlab.store import write_bytes
+from forgetlab.store import LOCKS, write_bytes
 
 BATCH = 512
 SUPERVISED = "supervised"  # the objective that needs labels; its head is that of a network
@@ -122,8 +122,9 @@ def start(run: Run, scenario: Scenario, backbone: nn.Module, device: torch.devic
 
 def _kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """What lies there, made where it does not: of several workers by one, for which the others wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    lock = path.parent.with_name(LOCKS) / path.stem
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
         if not path.is_file():
             write_bytes(path, save(make()))
     return load(path.read_bytes())

@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 
 RESULT_VERSION = 1
 TRIALS = ".trials"
+LOCKS = ".locks"  # a file for what one process alone may do at a time
 SET_ASIDE = ".set-aside"  # finished runs whose place was taken by a run with other settings
 Row = list[float | None]
 
@@ -141,7 +142,7 @@ class Store:
         Raises:
             Busy: another one is at work on it.
         """
-        path = self.root / ".locks" / name
+        path = self.root / LOCKS / name
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
