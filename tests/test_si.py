@@ -26,6 +26,11 @@ class Point(nn.Module):
         self.theta = nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
+def way(method: Any) -> dict[str, Tensor]:
+    """What the steps of the task in training took off the loss, so far."""
+    return method.walk.gain
+
+
 def quadratic(theta: Tensor) -> Tensor:
     return (CURVATURE * theta**2).sum() / 2
 
@@ -64,8 +69,8 @@ def test_the_path_integral_is_the_loss_that_was_taken_off(lr: float, tolerance: 
     start = model.theta.detach().clone()
     descend(method, model, quadratic, steps=int(1 / lr), lr=lr)
     drop = CURVATURE * (start**2 - model.theta.detach() ** 2) / 2
-    torch.testing.assert_close(method.path["theta"], drop, rtol=tolerance, atol=0)
-    assert method.path["theta"][2] == 0
+    torch.testing.assert_close(way(method)["theta"], drop, rtol=tolerance, atol=0)
+    assert way(method)["theta"][2] == 0
 
 
 def test_the_path_integral_of_large_steps_exceeds_the_drop_by_a_known_sum() -> None:
@@ -79,14 +84,14 @@ def test_the_path_integral_of_large_steps_exceeds_the_drop_by_a_known_sum() -> N
         theta -= step
     descend(method, model, quadratic, steps=7, lr=lr)
     torch.testing.assert_close(model.theta.detach(), theta)
-    torch.testing.assert_close(method.path["theta"], CURVATURE * (start**2 - theta**2) / 2 + excess)
+    torch.testing.assert_close(way(method)["theta"], CURVATURE * (start**2 - theta**2) / 2 + excess)
 
 
 def test_importance_and_penalty_are_those_of_the_paper() -> None:
     method, model = si(strength=2.0, xi=0.5), Point(1.0, -2.0, 5.0)
     start = model.theta.detach().clone()
     descend(method, model, quadratic, steps=5, lr=0.1)
-    path, end = method.path["theta"].clone(), model.theta.detach().clone()
+    path, end = way(method)["theta"].clone(), model.theta.detach().clone()
     finish(method, model)
     omega = path / ((end - start) ** 2 + 0.5)
     torch.testing.assert_close(method.importance["theta"], omega)
@@ -101,7 +106,7 @@ def test_importance_adds_up_over_tasks_and_the_anchor_is_the_last() -> None:
     finish(method, model)
     first, start = method.importance["theta"].clone(), model.theta.detach().clone()
     descend(method, model, quadratic, steps=5, lr=0.1)
-    path = method.path["theta"].clone()
+    path = way(method)["theta"].clone()
     finish(method, model)
     gained = path / ((model.theta.detach() - start) ** 2 + 0.1)
     torch.testing.assert_close(method.importance["theta"], first + gained)
@@ -119,7 +124,7 @@ def test_the_way_back_to_the_anchor_is_no_learning() -> None:
     away = model.theta.detach().clone()
     descend(method, model, nothing, steps=5, lr=0.1)
     assert bool((model.theta[:2] < away[:2]).all())
-    torch.testing.assert_close(method.path["theta"], torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-15)
+    torch.testing.assert_close(way(method)["theta"], torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-15)
     finish(method, model)
     torch.testing.assert_close(method.importance["theta"], before)
 
@@ -128,7 +133,7 @@ def test_no_importance_falls_below_zero() -> None:
     """A parameter that went uphill would else be pushed away from its anchor."""
     method, model = si(), Point(1.0, -2.0, 5.0)
     descend(method, model, lambda theta: -quadratic(theta), steps=1, lr=0.1)  # gradients that point the other way
-    method.path["theta"].neg_()
+    way(method)["theta"].neg_()
     finish(method, model)
     assert bool((method.importance["theta"] == 0).all())
 
@@ -138,11 +143,12 @@ def test_a_head_that_grows_keeps_the_importance_of_its_old_rows() -> None:
     method = si()
     method.begin(model)
     moved(model)
-    method.path["head.weight"] += 1.0
+    way(method)["head.weight"] += 1.0
     finish(method, model)
     old = method.importance["head.weight"].clone()
     model.open(1, [4, 5])
     method.begin(model.double())
+    finish(method, model)
     assert torch.equal(method.importance["head.weight"][:4], old)
     assert method.importance["head.weight"].shape == (6, 10)
     assert bool((method.importance["head.weight"][4:] == 0).all())
@@ -153,4 +159,4 @@ def test_between_tasks_two_numbers_per_parameter_are_kept() -> None:
     descend(method, model, quadratic, steps=2, lr=0.1)
     finish(method, model)
     assert sum(t.numel() for t in method.state()[0].values()) == 2 * 3
-    assert not method.path and not method.start and not method.last
+    assert method.walk is None

@@ -10,15 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
-from forgetlab.fisher import trainable
 from forgetlab.plugins import register
-from forgetlab.regularization import Batch, Regularizer, padded, quadratic
-
-Tensors = dict[str, Tensor]
+from forgetlab.regularization import Batch, Regularizer, Tensors, Walk, padded, quadratic
 
 
 @register("regularizer", "si")
@@ -31,29 +27,23 @@ class SI(Regularizer):
         super().__init__(strength)
         self.xi = xi
         self.importance, self.anchor = Tensors(), Tensors()
-        self.start, self.last, self.path = Tensors(), Tensors(), Tensors()  # of the task in training
+        self.walk: Walk | None = None  # of the task in training
 
     def penalty(self, model: nn.Module, batch: Batch, output: Tensor) -> Tensor:
         return quadratic(model, self.importance, self.anchor)
 
     def begin(self, model: nn.Module) -> None:
-        for name, parameter in trainable(model):
-            theta = parameter.detach()
-            self.start[name], self.last[name], self.path[name] = theta.clone(), theta.clone(), torch.zeros_like(theta)
-            for old in (self.importance, self.anchor):
-                old[name] = padded(old.get(name, torch.zeros_like(theta)), theta)
+        self.walk = Walk(model, {})
 
     def observe(self, model: nn.Module, loss: Tensor) -> None:
-        for name, parameter in trainable(model):
-            if parameter.grad is not None:
-                last, theta = self.last[name], parameter.detach()
-                pull = 2 * self.strength * self.importance[name] * (last - self.anchor[name])
-                self.path[name] -= (parameter.grad - pull) * (theta - last)
-                last.copy_(theta)
+        assert self.walk is not None
+        self.walk.step(model, self.strength, self.importance, self.anchor)
 
     def consolidate(self, model: nn.Module, data: Iterable[Batch]) -> None:
-        for name, start in self.start.items():
-            self.anchor[name] = model.get_parameter(name).detach().clone()
-            gained = self.path[name] / ((self.anchor[name] - start) ** 2 + self.xi)
-            self.importance[name] = (self.importance[name] + gained).clamp(min=0)
-        self.start, self.last, self.path = Tensors(), Tensors(), Tensors()
+        assert self.walk is not None
+        self.anchor = {name: model.get_parameter(name).detach().clone() for name in self.walk.start}
+        for name, theta in self.anchor.items():
+            gained = self.walk.gain[name] / ((theta - self.walk.start[name]) ** 2 + self.xi)
+            old = self.importance.get(name, gained[:0])
+            self.importance[name] = (padded(old, gained) + gained).clamp(min=0)
+        self.walk = None
