@@ -230,3 +230,17 @@ def test_a_rows_file_with_several_strategies_is_refused(folder: Path) -> None:
     (folder / "tiny.yaml").write_text(TINY.replace("naive", "naif"), encoding="utf-8")
     broken = call(folder / "targets.csv")
     assert broken.exit_code == 2 and "tiny.yaml:6:" in broken.stderr
+
+
+def test_the_published_table_tells_of_every_row() -> None:
+    """What docs/published.md says of theirs is what the stored rows hold; a row without a line there is stale."""
+    told = {}
+    for text in (PUBLISHED.parents[1] / "docs" / "published.md").read_text(encoding="utf-8").splitlines():
+        if text.startswith("| ") and " ± " in text:
+            cells = [cell.strip() for cell in text.strip("|").split(" | ")]
+            told[cells[0]] = cells
+    targets = read(TARGETS)
+    assert told.keys() == {target.name for target in targets}
+    for target in targets:
+        assert str(target.theirs) in told[target.name], target.name
+        assert ("other data" in told[target.name]) == (not target.judged), target.name
