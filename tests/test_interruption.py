@@ -25,7 +25,7 @@ name: slow
 scenario: split_digits
 model: {name: mlp, hidden: [16]}
 references: [naive]
-protocol: {budget: {epochs: 40}}
+protocol: {budget: {epochs: 160}}
 train: {batch_size: 16}
 seeds: [0, 1]
 """

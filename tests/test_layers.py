@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 CORE_LINES = 300
 PLUGIN_LINES = 60
 
-OWNERS = {
-    "click": "cli",
-    "mlflow": "tracking",
-    "avalanche": "avalanche_api",
-}  # the one user of each
+OWNERS = {  # who alone may use each
+    "click": {"cli", "cli_plugins"},
+    "mlflow": {"tracking"},
+    "avalanche": {"avalanche_api"},
+}
 NUMERIC = {"metrics", "statistics"}
-UNKNOWN_TO_THE_ENGINE = {f"forgetlab.{name}" for name in ("tracking", "report", "cli", "config")}
+UNKNOWN_TO_THE_ENGINE = {f"forgetlab.{name}" for name in ("tracking", "report", "cli", "cli_plugins", "config")}
 LANGUAGE = set(sys.stdlib_module_names) | {"annotated_types", "pydantic", "typing_extensions"}  # and types
 FOR_A_METHOD = {"forgetlab.plugins", "forgetlab.batch", "forgetlab.fisher", "forgetlab.teacher"}  # and its contracts
 CONTRACTS = {
@@ -96,7 +96,7 @@ def allowed(place: tuple[str, ...], found: Import) -> bool:
     if relative or found.within({"strategies", "scenarios", "forgetlab.strategies", "forgetlab.scenarios"}):
         return False
     if found.package in OWNERS:
-        return place[:2] == ("forgetlab", OWNERS[found.package])
+        return place[0] == "forgetlab" and place[1] in OWNERS[found.package]
     match place:
         case ("strategies", family, _):
             known = FOR_A_METHOD | CONTRACTS.get(family, {f"forgetlab.{family}"})

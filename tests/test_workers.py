@@ -67,7 +67,7 @@ name: slow
 scenario: split_digits
 model: {name: mlp, hidden: [16]}
 references: [naive]
-protocol: {budget: {epochs: 60}}
+protocol: {budget: {epochs: 100}}
 train: {batch_size: 16}
 seeds: [0, 1, 2, 3]
 """

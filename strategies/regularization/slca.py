@@ -6,7 +6,6 @@ https://arxiv.org/abs/2303.05118. Defaults: the authors' code, https://github.co
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -55,7 +54,7 @@ class SLCA(Regime):
                 optimizer.step()
 
     def loss(self, z: Tensor, y: Tensor, classes_of: Mapping[int, list[int]]) -> Tensor:
-        sets = Counter(map(tuple, classes_of.values()))  # tasks that share their classes share their norm
-        norm = sum(n * z[:, classes].norm(dim=1, keepdim=True) for classes, n in sets.items()) / sets.total()
+        sets = [*map(tuple, classes_of.values())]  # tasks that share their classes share their norm
+        norm = sum(sets.count(one) * z[:, one].norm(dim=1, keepdim=True) for one in dict.fromkeys(sets)) / len(sets)
         z = z if self.temperature is None else z / (self.temperature * norm)
         return (z[:, gaussians.labels(self.known)].logsumexp(1) - z.gather(1, y.unsqueeze(1)).squeeze(1)).mean()
