@@ -39,6 +39,11 @@ for i in range(10**9):
 """
 
 
+def listening() -> None:
+    """Hear Ctrl-C also where the tests run in the background of a shell, which ignores it for them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def waited_for(ready: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
@@ -58,7 +63,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Pa
     arguments = ["run", str(tmp_path / "slow.yaml"), "--no-tracking", "--runs", str(tmp_path / "runs")]
     first, second = (tmp_path / "runs" / "slow" / "naive" / f"seed-{seed}" / "result.json" for seed in (0, 1))
     program = [sys.executable, "-m", "forgetlab", *arguments]
-    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
     assert waited_for(lambda: len(rows(second)) > 0, process), process.communicate()
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=30)

@@ -148,10 +148,17 @@ def children(pid: int) -> list[int]:
 def begun(path: Path) -> tuple[subprocess.Popen[str], list[int]]:
     """Two workers that have finished a task, and the processes that they are."""
     program = [sys.executable, "-m", "forgetlab", *command(path, "--workers", "2")]
-    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=listening
+    )
     started = waited(lambda: [*(path.parent / "runs" / "slow").glob("naive/*/result.json")])
     assert started, process.communicate()
     return process, children(process.pid)
+
+
+def listening() -> None:
+    """Hear Ctrl-C also where the tests run in the background of a shell, which ignores it for them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def waited(ready: Any, seconds: float = 60) -> Any:
