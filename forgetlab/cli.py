@@ -73,8 +73,10 @@ def _run(experiment: Experiment, runs: Path, fresh: bool, tracked: bool, workers
             project(experiment, done, text)
 
     with Progress(experiment, Console(stderr=True)) as progress:
-        carry_out(experiment, Store(runs), fresh=fresh, report=progress, after_strategy=after_strategy, workers=workers)
-    print_table(finished(done), experiment.name)
+        folders = carry_out(
+            experiment, Store(runs), fresh=fresh, report=progress, after_strategy=after_strategy, workers=workers
+        )
+    print_table(finished(folders), experiment.name)
     say(f"Run folders: {runs / experiment.name}")
     if tracked:
         uri = experiment.tracking.uri

@@ -158,7 +158,8 @@ def carry_out(
             entry, _ = units[place]
             left[entry.name] -= 1
             if not left[entry.name]:
-                after_strategy(entry, [one for i, (its, _) in enumerate(units) if its is entry for one in folders[i]])
+                places = [i for i, (other, _) in enumerate(units) if other is entry]
+                after_strategy(entry, [folder for i in places for folder in folders[i]])
     return [folder for place in range(len(units)) for folder in folders[place]]
 
 
