@@ -38,14 +38,20 @@ def attached(module: Any, backbone: nn.Module, x: Tensor | None) -> Iterator[Non
 
 @contextmanager
 def swapped(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, these tensors are the backbone's parameters of these names."""
+    """Inside, these tensors are the backbone's parameters of these names.
+
+    Where no gradient is recorded they ask for none, as the frozen ones do. For an input that is not contiguous a
+    linear layer computes ``mm`` with a weight that asks for a gradient and ``bmm`` with another, and on some processors
+    the two differ in the last bit: a task's answers would move when its module is closed.
+    """
     kept: list[tuple[nn.Module, str, nn.Parameter | None]] = []
     try:
         for name, tensor in tensors.items():
             path, _, leaf = name.rpartition(".")
             owner = backbone.get_submodule(path)
             kept.append((owner, leaf, owner._parameters[leaf]))
-            owner._parameters[leaf] = tensor  # type: ignore[assignment] - as torch.func.functional_call does
+            standing_in = tensor if torch.is_grad_enabled() else tensor.detach()
+            owner._parameters[leaf] = standing_in  # type: ignore[assignment] - as torch.func.functional_call does
         yield
     finally:
         for owner, leaf, parameter in reversed(kept):

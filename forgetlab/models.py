@@ -145,7 +145,7 @@ class ViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, width)"""
         patches = F.unfold(x, self.patch, stride=self.patch).transpose(1, 2)  # (B, T, C * patch * patch)
-        x = self.positions(self.embed(patches))
+        x = self.positions(self.embed(patches.contiguous()))  # see `forgetlab.attachment.swapped`
         for block in self.blocks:
             x = block(x)
         return self.norm(x).mean(1)
