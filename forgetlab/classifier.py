@@ -11,7 +11,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
-from forgetlab.network import MASK
+from forgetlab.competing_classes import masked
 from forgetlab.plugins import register
 from forgetlab.seeding import generator
 
@@ -81,7 +81,7 @@ class FromSums(Classifier):
         self._solved = None
 
     def logits(self, features: Tensor) -> Tensor:
-        return self.score(features, self.stored()).masked_fill(self.sums["y"] == 0, MASK)
+        return masked(self.score(features, self.stored()), self.sums["y"] != 0)
 
     def stored(self) -> dict[str, Tensor]:
         if self._solved is None:

@@ -109,6 +109,22 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def unknown_key(key: str, valid: Iterable[str] | None = None, within: str = "") -> str:
+    """What is said of a key that nothing takes, with the nearest valid one, or with all where none is near.
+
+    ``valid``: None where it is not known what stands beside it; ``within``: the key that it stands under.
+
+    >>> unknown_key("stren", ["strength"]), unknown_key("x", ["strength", "name"], within="train")
+    ("unknown key 'stren'; did you mean 'strength'?", "unknown key 'x' in train; valid keys: strength, name")
+    """
+    place = f" in {within}" if within else ""
+    if valid is None:
+        return f"unknown key {key!r}{place}"
+    known = list(valid)
+    hint = suggestion(key, known) or f"; valid keys: {', '.join(known) or 'none'}"
+    return f"unknown key {key!r}{place}{hint}"
+
+
 def type_name(annotation: Any) -> str:
     """An annotation in the words of somebody who writes a value.
 
@@ -153,16 +169,14 @@ def _limits(metadata: Iterable[Any]) -> str:
     return f" {told}" if told else ""
 
 
-def problems(error: ValidationError, keys: Iterable[str]) -> list[tuple[tuple[str | int, ...], str]]:
+def problems(error: ValidationError, keys: Collection[str]) -> list[tuple[tuple[str | int, ...], str]]:
     """pydantic's errors in our words: an unknown key comes with the nearest valid one."""
     found: list[tuple[tuple[str | int, ...], str]] = []
     for item in error.errors(include_url=False):
         path = tuple(key for key in item["loc"] if "[" not in str(key))  # such a key names a branch of a union
         name = next((key for key in reversed(path) if isinstance(key, str)), "")  # of a list's item: the list's
         if item["type"] == "extra_forbidden":
-            valid = list(keys)
-            hint = suggestion(name, valid) or f"; valid keys: {', '.join(valid) or 'none'}"
-            found.append((path, f"unknown key {name!r}{hint}" if len(path) == 1 else f"unknown key {name!r}"))
+            found.append((path, unknown_key(name, keys if len(path) == 1 else None)))
         elif item["type"] == "missing":
             found.append((path, f"{name!r} is missing"))
         else:

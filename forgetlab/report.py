@@ -127,7 +127,7 @@ def _values(run: Finished, results: Sequence[Result]) -> dict[str, float | None]
     """Everything that one run shows as a single number."""
     result = run.result
     guess = chance(result)
-    values = metrics.own_metrics(result.accuracy, result.accuracy_initial) | result.metrics
+    values = metrics.own_metrics(result.accuracy, result.accuracy_initial, stored=result.metrics)
     values |= metrics.relative_metrics(
         result.accuracy, _reference("joint", result, results), _reference("separate", result, results), guess
     )

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from forgetlab import choices, plugins
 from forgetlab.description import ORACLE, Choice, Spec
-from forgetlab.options import OptionsError, problems, suggestion
+from forgetlab.options import OptionsError, problems, suggestion, unknown_key
 from forgetlab.yaml_file import FileErrors, Problem, parse
 
 Place = tuple[str | int, ...]  # keys and indices from the top of the file
@@ -46,10 +46,9 @@ class ScenarioFile:
 
     def known(self, given: Mapping[str, Any], valid: Collection[str], place: Place) -> dict[str, Any]:
         """The given values without those that nothing takes."""
-        within = f" in {_key(place)}" if place else ""
+        within = _key(place) if place else ""
         for key in [key for key in given if key not in valid]:
-            hint = suggestion(key, valid) or f"; valid keys: {', '.join(valid) or 'none'}"
-            self.refuse((*place, key), f"unknown key {key!r}{within}{hint}", of_key=True)
+            self.refuse((*place, key), unknown_key(key, valid, within), of_key=True)
         return {key: value for key, value in given.items() if key in valid}
 
     def section(self, model: type[M], given: Any, place: Place) -> M:

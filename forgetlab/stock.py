@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any, get_args
 
 from forgetlab.description import Protocol, Spec
-from forgetlab.options import OptionError, suggestion, type_name
+from forgetlab.options import OptionError, suggestion, type_name, unknown_key
 
 KINDS = {"plugin": "plug-in", "strategy": "strategy"}
 WORDS = re.compile(r":param (\w+):\s*(.+?)(?=\s*(?::param|:return|\Z))", re.DOTALL)  # on a parameter, in a docstring
@@ -161,8 +161,7 @@ def _of_arguments(name: str, stock: type, arguments: Mapping[str, Any]) -> Itera
         if key in GIVEN:
             yield OptionError(f"{name}: the run gives {key!r}: {GIVEN[key]}", key)
         elif key not in taken:
-            hint = suggestion(key, taken) or f"; valid keys: {', '.join(taken) or 'none'}"
-            yield OptionError(f"{name}: unknown key {key!r}{hint}", key)
+            yield OptionError(f"{name}: {unknown_key(key, taken)}", key)
         elif wanted := _misfit(taken[key], value):
             yield OptionError(f"{name}: {key!r} should be {wanted}, not {value!r}", key)
     if missing := [key for key, p in taken.items() if p.default is p.empty and key not in arguments]:

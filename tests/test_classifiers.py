@@ -18,11 +18,11 @@ from forgetlab.checks import common
 from forgetlab.classifier import Classifier, Ridge, add, means
 from forgetlab.classifier import ridge as solved
 from forgetlab.closed_form import ClosedForm
+from forgetlab.competing_classes import MASK
 from forgetlab.config import load
 from forgetlab.data import to_benchmark
 from forgetlab.description import Run
 from forgetlab.learners import Context
-from forgetlab.network import MASK
 from forgetlab.plugins import Plugin
 from forgetlab.seeding import generator
 from forgetlab.strategies.isolation.ease import EASE
