@@ -19,7 +19,7 @@ from forgetlab.competing_classes import all_seen, classes_at_test, handicap, wid
 from forgetlab.data import TensorTask, batches
 from forgetlab.frozen import Source
 from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
-from forgetlab.learners import Context, Counts, Learner, Scores, Tensors
+from forgetlab.learners import Context, Counts, Learner, NamedTensors, Scores
 from forgetlab.ledger import byte_count, count
 from forgetlab.loop import TensorPath
 from forgetlab.scores import scored
@@ -63,7 +63,7 @@ class ClosedForm(Learner):
     def evaluate(self, task: int) -> Scores | None:
         return answered(self.context, task, self.seen, lambda x, at: self.classifier.logits(self.features(x, at)))
 
-    def task_tensors(self, task: int) -> Tensors:
+    def task_tensors(self, task: int) -> NamedTensors:
         if self.network is None or task not in self.network.classes_of:
             return {}
         return {name: t for name, t in self.network.task_tensors(task).items() if name.startswith("module.")}

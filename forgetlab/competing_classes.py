@@ -91,7 +91,7 @@ def hides_seen_classes(model: nn.Module) -> bool:
     return getattr(model, "loss_classes", "all") == "current"
 
 
-def masked(logits: Tensor, competing: Tensor | None) -> Tensor:
+def only(logits: Tensor, competing: Tensor | None) -> Tensor:
     """These classes alone compete. (B, C), (C,) or (B, C) of bool, or None for all -> (B, C)"""
     return logits if competing is None else logits.masked_fill(~competing, MASK)
 
@@ -100,7 +100,7 @@ def among(logits: Tensor, labels: Tensor) -> Tensor:
     """The classes of these labels alone compete. (B, C), (n,) -> (B, C)"""
     competing = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
     competing[labels] = True
-    return masked(logits, competing)
+    return only(logits, competing)
 
 
 def nobody(n: int, width: int, like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab.competing_classes import competes, masked, widened
+from forgetlab.competing_classes import competes, only, widened
 from forgetlab.slots import Slots
 from forgetlab.teacher import features
 
@@ -36,5 +36,5 @@ def nearest(model: nn.Module, x: Tensor, means: Tensor, output: Tensor) -> Tenso
     """
     if not len(means):
         return output
-    cosine = masked(directions(model, x) @ means.T, means.any(1))
-    return masked(widened(cosine, output.shape[1]), competes(output))
+    cosine = only(directions(model, x) @ means.T, means.any(1))
+    return only(widened(cosine, output.shape[1]), competes(output))

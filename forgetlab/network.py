@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from forgetlab.avalanche_api import CLExperience, MultiTaskModule
 from forgetlab.batch import UNKNOWN
-from forgetlab.competing_classes import LossClasses, all_seen, masked, nobody, support, table_of
+from forgetlab.competing_classes import LossClasses, all_seen, nobody, only, support, table_of
 from forgetlab.data import TensorTask
 from forgetlab.seeding import generator
 
@@ -170,7 +170,7 @@ class SharedNetwork(Network):
         if isinstance(self.head, TaskHeads):
             return self.head.answer(features, task, self.classes_of, self.width)
         logits = self.head(features)
-        return masked(logits, self._support(task, logits.shape[1]))
+        return only(logits, self._support(task, logits.shape[1]))
 
     def _support(self, task: Tensor, rows: int) -> Tensor | None:
         """Which classes compete: (rows,) or (B, rows) of bool, or None for all."""
