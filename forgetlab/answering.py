@@ -23,7 +23,7 @@ def undisturbed(plugin: Any) -> bool:
 
 
 @torch.no_grad()
-def answers(network: Network, tasks: Sequence[Columns], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def answers_of_tasks(network: Network, tasks: Sequence[Columns], size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Each task's logits and labels, (N, C) and (N,); batches of ``size`` run over the tasks' ends."""
     was_training = network.training
     network.eval()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from forgetlab.mapped import open_npy
 from forgetlab.plugins import OptionError, suggestion
-from forgetlab.table import Table, told
+from forgetlab.table import Table, named_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +132,9 @@ def _check_inputs(name: str, array: np.ndarray) -> None:
             rows = array[start : start + ROWS_AT_ONCE]
             wrong += (start + np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))).tolist()
     if wrong:
-        raise OptionError(f"{name!r} is NaN or infinite in {told(pd.Index(wrong, name='row'))} (counted from 0)", name)
+        raise OptionError(
+            f"{name!r} is NaN or infinite in {named_rows(pd.Index(wrong, name='row'))} (counted from 0)", name
+        )
 
 
 def _check_labels(name: str, array: np.ndarray, n: int) -> None:

@@ -9,9 +9,8 @@ import torch
 from forgetlab import plugins
 from forgetlab.adapted import ModulePlugin
 from forgetlab.avalanche_api import SupervisedPlugin, stock_plugin
-from forgetlab.description import REGULARIZATION, General, Replay, Spec
-from forgetlab.general import General as GeneralData
-from forgetlab.general import from_data, from_start
+from forgetlab.description import REGULARIZATION, GeneralSet, Replay, ResolvedSpec
+from forgetlab.general import General, from_data, from_start
 from forgetlab.isolated import IsolationPlugin
 from forgetlab.loop import HEAD
 from forgetlab.network import Network
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from forgetlab.learners import Context
 
 
-def built(kind: str, spec: Spec, **given: Any) -> Any:
+def built(kind: str, spec: ResolvedSpec, **given: Any) -> Any:
     """Build a plug-in from its resolved spec."""
     return plugins.build(kind, spec["name"], {key: value for key, value in spec.items() if key != "name"}, **given)
 
@@ -64,7 +63,7 @@ def _replay(replay: Replay, context: Context, network: Network) -> list[Any]:
     return found
 
 
-def _general(general: General, context: Context, network: Network) -> GeneralData:
+def _general(general: GeneralSet, context: Context, network: Network) -> General:
     if general.data is not None:
         return from_data(general.data, general.ratio, network, context.run.seed_of("init"))
     assert context.start is not None  # feasibility has seen to it

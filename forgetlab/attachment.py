@@ -19,7 +19,7 @@ from forgetlab import attention
 from forgetlab.sites import LINEAR, Site, blocks, upright
 
 ACTS = ("before", "after", "keys_values", "tokens", "side", "weights")  # what a module may define
-MASKS = ("attention_mask", "mask")  # what blocks call the mask over positions
+MASK_ARGUMENTS = ("attention_mask", "mask")  # what blocks call the mask over positions
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def _prepended(module: Any, backbone: nn.Module, site: Site) -> list[Any]:
             extra = extra.expand(len(h), -1, -1) if extra.dim() == 2 else extra
             added = extra.shape[1]
             given.arguments[name] = torch.cat([extra.to(h.dtype), h], dim=1)
-        for name in MASKS:
+        for name in MASK_ARGUMENTS:
             if given.arguments.get(name) is not None:
                 given.arguments[name] = attention.prepend_mask(given.arguments[name], added)
         return given.args, given.kwargs

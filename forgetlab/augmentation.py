@@ -35,16 +35,16 @@ class Augmentation:
     def __call__(self, x: Tensor, rows: Tensor, of: int, *, task: int, epoch: int, step: int) -> Tensor:
         """(B, C, H, W): a task's samples ``rows`` among all ``of`` it, then what a memory drew in this step."""
         if (place := (task, epoch, of)) != self._drawn_for:
-            self._table = table(of, "augment", self.seed, task, epoch).to(x.device)
+            self._table = drawn_numbers(of, "augment", self.seed, task, epoch).to(x.device)
             self._drawn_for = place
         draws = self._table.index_select(1, rows)
         if replayed := len(x) - len(rows):
-            more = table(replayed, "augment_replay", self.seed, task, step).to(x.device)
+            more = drawn_numbers(replayed, "augment_replay", self.seed, task, step).to(x.device)
             draws = torch.cat([draws, more], 1)
         return augmented(x, draws, self.options)
 
 
-def table(n: int, *name: str | int) -> Tensor:
+def drawn_numbers(n: int, *name: str | int) -> Tensor:
     """What n samples draw, for all operations, so that asking for one more leaves the draws of the others alone."""
     return torch.rand(sum(draws for _, draws in OPERATIONS.values()), n, generator=generator(*name))
 
@@ -109,7 +109,7 @@ def _between(low: float, high: float, draws: Tensor) -> Tensor:
     return low + (high - low) * draws[0]
 
 
-def problems(options: Augment, x: Tensor) -> Iterator[OptionError]:
+def augmentation_problems(options: Augment, x: Tensor) -> Iterator[OptionError]:
     """Why inputs such as these (B, ...) cannot be augmented so; each says at which key."""
     if not options.named:
         return

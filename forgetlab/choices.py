@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 from pydantic import model_validator
 from pydantic.fields import FieldInfo
 
-from forgetlab.description import Choice, Frozen
+from forgetlab.description import Choice, Frozen, KeyPath
 from forgetlab.options import OptionsError
 
 if TYPE_CHECKING:
-    from forgetlab.scenario_file import Place, ScenarioFile
+    from forgetlab.scenario_file import ScenarioFile
 
 SEARCHED = (("train",), ("references",), ("strategies",))  # sections in which an option may have candidates
 FIXED = "augment"  # what has none within them
@@ -43,7 +43,7 @@ def first_of(
     file: ScenarioFile,
     given: Mapping[str, Any],
     fields: Mapping[str, FieldInfo],
-    place: Place,
+    place: KeyPath,
     check: Callable[[dict[str, Any]], Mapping[str, Any]],
 ) -> tuple[dict[str, Any], set[str]]:
     """The options with the first of its candidates for each choice, which the file notes; and which were refused.
@@ -68,7 +68,7 @@ def first_of(
     return one, refused
 
 
-def _values(file: ScenarioFile, written: Any, place: Place) -> dict[str | int, Any]:
+def _values(file: ScenarioFile, written: Any, place: KeyPath) -> dict[str | int, Any]:
     """The candidates, or both ends of a range, by where they stand; none where they were refused."""
     before = len(file.problems)
     if not file.searches:
@@ -82,7 +82,7 @@ def _values(file: ScenarioFile, written: Any, place: Place) -> dict[str | int, A
     return dict(enumerate(written)) if isinstance(written, list) else {end: written[end] for end in ("low", "high")}
 
 
-def _fit(file: ScenarioFile, check: Any, options: dict[str, Any], key: str, place: Place) -> Any:
+def _fit(file: ScenarioFile, check: Any, options: dict[str, Any], key: str, place: KeyPath) -> Any:
     """The value of an option as it is resolved; None where it was refused."""
     try:
         return check(options)[key]

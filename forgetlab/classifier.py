@@ -11,7 +11,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
-from forgetlab.network import MASK
+from forgetlab.competing_classes import only
 from forgetlab.plugins import register
 from forgetlab.seeding import generator
 
@@ -77,11 +77,11 @@ class FromSums(Classifier):
         return scores + solved["intercept"] if "intercept" in solved else scores
 
     def update(self, task: int, features: Tensor, labels: Tensor) -> None:
-        add(self.sums, self.see(features), labels, self.squares)
+        add_samples(self.sums, self.see(features), labels, self.squares)
         self._solved = None
 
     def logits(self, features: Tensor) -> Tensor:
-        return self.score(features, self.stored()).masked_fill(self.sums["y"] == 0, MASK)
+        return only(self.score(features, self.stored()), self.sums["y"] != 0)
 
     def stored(self) -> dict[str, Tensor]:
         if self._solved is None:
@@ -141,7 +141,7 @@ class Ridge(FromSums):
         return {"weight": weight, "intercept": mean_y - mean_f @ weight}
 
 
-def add(sums: dict[str, Tensor], features: Tensor, labels: Tensor, squares: bool = False) -> None:
+def add_samples(sums: dict[str, Tensor], features: Tensor, labels: Tensor, squares: bool = False) -> None:
     """Add samples to y = sum onehot (C,), fy = sum f onehot^T (d, C) and, with ``squares``, ff = sum f f^T (d, d)."""
     count_classes(sums, labels)
     onehot = one_hot(labels, len(sums["y"]))

@@ -61,7 +61,7 @@ def _run(experiment: Experiment, runs: Path, fresh: bool, tracked: bool, workers
     from forgetlab.config import resolved
     from forgetlab.progress import Progress, say
     from forgetlab.session import carry_out
-    from forgetlab.shelf import finished, print_table, project
+    from forgetlab.shelf import finished, print_table, show_in_mlflow
     from forgetlab.store import Store
 
     text = resolved(experiment)
@@ -70,7 +70,7 @@ def _run(experiment: Experiment, runs: Path, fresh: bool, tracked: bool, workers
     def after_strategy(_: object, folders: list[RunFolder]) -> None:
         done.extend(folders)
         if tracked:
-            project(experiment, done, text)
+            show_in_mlflow(experiment, done, text)
 
     with Progress(experiment, Console(stderr=True)) as progress:
         folders = carry_out(
@@ -107,13 +107,13 @@ def preview(file: Path, out: Path | None) -> None:
 
     from forgetlab.description import Strategy
     from forgetlab.engine import load_scenario
-    from forgetlab.preview import picture, table, told
+    from forgetlab.preview import picture, stream_facts, task_table
     from forgetlab.progress import say
 
     scenario = load_scenario(experiment.run(Strategy(name="none"), experiment.seeds[0]))
     console = Console()
-    console.print(table(scenario, console.width))
-    click.echo("\n".join(told(scenario, experiment.scenario.get("setting"))))
+    console.print(task_table(scenario, console.width))
+    click.echo("\n".join(stream_facts(scenario, experiment.scenario.get("setting"))))
     path = out or Path("previews") / f"{experiment.name}.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def compare(names: Sequence[str], markdown: bool, runs: Path) -> None:
             hint = suggestion(name, found) or f"; there are: {', '.join(found)}"
             fail(f"no experiment {name!r} under {runs}{hint}")
     for name in names or found:
-        shelf.compare(Store(runs), name, found[name], markdown)
+        shelf.print_comparison(Store(runs), name, found[name], markdown)
 
 
 @main.command()

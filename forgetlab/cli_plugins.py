@@ -43,9 +43,9 @@ def list_(kind: str | None) -> None:
 def show(kind: str, name: str) -> None:
     """Show what NAME of a KIND is: its docstring, paper, and parameters with types and defaults."""
     from forgetlab import plugins, shelf, stock
-    from forgetlab.definitions import describe
+    from forgetlab.definitions import describe_metric
 
-    tellers = {"metric": describe, "avalanche": stock.describe}
+    tellers = {"metric": describe_metric, "avalanche": stock.describe_stock}
     if kind not in (kinds := [*plugins.KINDS, *tellers]):
         fail(f"no kind {kind!r}{plugins.suggestion(kind, kinds)}; kinds: {', '.join(kinds)}")
     try:

@@ -11,18 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from forgetlab.assembly import built
 from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.classifier import Classifier
+from forgetlab.competing_classes import all_seen, classes_at_test, handicap, widened
 from forgetlab.data import TensorTask, batches
 from forgetlab.frozen import Source
 from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
-from forgetlab.learners import Context, Counts, Learner, Scores, Tensors
+from forgetlab.learners import Context, Counts, Learner, NamedTensors, Scores
 from forgetlab.ledger import byte_count, count
 from forgetlab.loop import TensorPath
-from forgetlab.network import MASK
 from forgetlab.scores import scored
 
 BATCH = 512
@@ -64,7 +63,7 @@ class ClosedForm(Learner):
     def evaluate(self, task: int) -> Scores | None:
         return answered(self.context, task, self.seen, lambda x, at: self.classifier.logits(self.features(x, at)))
 
-    def task_tensors(self, task: int) -> Tensors:
+    def task_tensors(self, task: int) -> NamedTensors:
         if self.network is None or task not in self.network.classes_of:
             return {}
         return {name: t for name, t in self.network.task_tensors(task).items() if name.startswith("module.")}
@@ -131,15 +130,15 @@ def answered(
 ) -> Scores | None:
     """A task's scores by the logits (B, C) of its test samples; None while not all their classes are seen."""
     scenario = context.scenario
-    classes = scenario.tasks[task].tested
-    if not {*seen}.issuperset(classes):
+    tested = scenario.tasks[task].tested
+    if not all_seen(tested, seen):
         return None
-    support = torch.full((scenario.n_classes,), MASK, dtype=torch.float64, device=context.device)
-    support[sorted(classes if scenario.task_known_at_test else seen)] = 0
+    competing = classes_at_test(tested, seen, scenario.task_known_at_test)
+    added = handicap(competing, scenario.n_classes, context.device)
     outputs: list[tuple[Tensor, Tensor]] = []
     for batch, source in located(context.benchmark.streams["test"][task].dataset, context.device):
-        logits = logits_of(batch.x, source)
-        outputs.append((pad(logits, (0, scenario.n_classes - logits.shape[1]), value=MASK) + support, batch.y))
+        logits = widened(logits_of(batch.x, source), scenario.n_classes)
+        outputs.append((logits + added, batch.y))
     right = torch.cat([output.argmax(1) == y for output, y in outputs])
     ranked = [name for name in scenario.scores if name != "log_loss"]  # a closed form gives no probabilities
     return {"accuracy": right.double().mean().item(), **scored(ranked, outputs)}

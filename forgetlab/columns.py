@@ -10,14 +10,14 @@ import torch
 
 from forgetlab.plugins import OptionError
 from forgetlab.scenario import Dataset
-from forgetlab.table import TOLD, Labelled, Series, Table, name_of, names_of, told
+from forgetlab.table import TOLD, Labelled, Series, Table, name_of, named_rows, names_of
 
 if TYPE_CHECKING:
     import numpy as np
 
 Missing = Literal["refuse", "mean"]
 Statistics = Literal["all", "first_domain"]
-Kind = Literal["number", "flag", "category"]
+ColumnKind = Literal["number", "flag", "category"]
 
 FEW = 0.1  # up to this share of a column, text among numbers is taken for a mistake
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ].*)?")
@@ -63,7 +63,7 @@ def _refuse_missing(tables: Sequence[Table], columns: Sequence[str]) -> None:
         gaps: dict[str, Series] = {
             name: pd.concat([table.column(name).isna() for table in of_file]).sort_index() for name in columns
         }
-        found = [f"{name!r} in {told(gap.index[gap])}" for name, gap in gaps.items() if gap.any()]
+        found = [f"{name!r} in {named_rows(gap.index[gap])}" for name, gap in gaps.items() if gap.any()]
         if found:
             what = "; ".join(found[:TOLD])
             raise OptionError(f"{file}: no value of {what}: fill them in, drop the column, or say 'missing: mean'")
@@ -73,7 +73,7 @@ class Fit(NamedTuple):
     """What the training rows say of a column."""
 
     name: str
-    kind: Kind
+    kind: ColumnKind
     categories: Sequence[str]
     mean: np.ndarray  # (k,)
     scale: float  # 0 where the numbers are constant
@@ -110,7 +110,7 @@ def _fit(name: str, table: Table, categorical: bool, max_categories: int) -> Fit
     return Fit(name, kind, categories, np.nanmean(x, axis=0), 0.0 if constant else float(np.nanstd(x)))
 
 
-def _encoded(table: Table, name: str, kind: Kind, categories: Sequence[str]) -> np.ndarray:
+def _encoded(table: Table, name: str, kind: ColumnKind, categories: Sequence[str]) -> np.ndarray:
     """(N, k) with NaN for no value."""
     import numpy as np
     import pandas as pd
@@ -119,7 +119,7 @@ def _encoded(table: Table, name: str, kind: Kind, categories: Sequence[str]) -> 
     if kind != "category":
         x = values.to_numpy(dtype=float, na_value=np.nan)[:, None]
         if (infinite := np.isinf(x[:, 0])).any():
-            raise OptionError(f"{table.name}: {name!r} is infinite in {told(values.index[infinite])}")
+            raise OptionError(f"{table.name}: {name!r} is infinite in {named_rows(values.index[infinite])}")
         return x
     codes, distinct = pd.factorize(values)  # -1 for no value
     position = {category: i for i, category in enumerate(categories)}
@@ -129,7 +129,7 @@ def _encoded(table: Table, name: str, kind: Kind, categories: Sequence[str]) -> 
     return x
 
 
-def _kind(table: Table, name: str, categorical: bool) -> Kind:
+def _kind(table: Table, name: str, categorical: bool) -> ColumnKind:
     """What a column is taken for.
 
     Raises:
@@ -168,7 +168,7 @@ def _refuse_mistyped(where: str, present: Series) -> None:
 
     wrong = present[pd.isna(pd.to_numeric(present, errors="coerce"))]
     if 0 < len(wrong) <= FEW * len(present):
-        what = f"{wrong.iloc[0]!r} in {told(wrong.index)}"
+        what = f"{wrong.iloc[0]!r} in {named_rows(wrong.index)}"
         raise OptionError(
             f"{where} holds numbers, but {what}: correct it, or name the column in 'categorical' or 'drop'"
         )

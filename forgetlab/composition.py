@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from forgetlab import latent, plugins, scenario
 from forgetlab.adapted import Adapted
 from forgetlab.assembly import built
-from forgetlab.description import REGULARIZATION, Experiment, Replay, Spec, Strategy
+from forgetlab.description import REGULARIZATION, Experiment, KeyPath, Problem, Replay, ResolvedSpec, Strategy
 from forgetlab.network import SharedNetwork
 from forgetlab.plugins import OptionError
 from forgetlab.regularization import Keeper
 
-Place = tuple[str | int, ...]
-Problem = tuple[Place, str]
 
-
-def problems(entry: Strategy, experiment: Experiment, backbone: nn.Module | None, x: Tensor) -> Iterator[Problem]:
+def combination_problems(
+    entry: Strategy, experiment: Experiment, backbone: nn.Module | None, x: Tensor
+) -> Iterator[Problem]:
     """What has no meaning, with where in the entry; each part alone is known to be sound."""
     for i, spec in enumerate(entry.regularization or ()):
         kind = plugins.kind_of(spec["name"], REGULARIZATION)
@@ -85,7 +84,7 @@ def _keep_inside(entry: Strategy, depth: int, backbone: nn.Module) -> None:
     latent.freeze(_under(entry, backbone), depth)
 
 
-def _reads(backbone: nn.Module, x: Tensor, spec: Spec) -> None:
+def _reads(backbone: nn.Module, x: Tensor, spec: ResolvedSpec) -> None:
     """Refuse general data that the backbone does not read as it reads samples of the stream, x (B, ...)."""
     try:
         data = scenario.dataset(spec)
@@ -99,7 +98,7 @@ def _reads(backbone: nn.Module, x: Tensor, spec: Spec) -> None:
         raise OptionError(f"the model reads other inputs than those of {spec['name']}")
 
 
-def _tried(place: Place, action: Callable[[], None]) -> Iterator[Problem]:
+def _tried(place: KeyPath, action: Callable[[], None]) -> Iterator[Problem]:
     try:
         action()
     except OptionError as error:

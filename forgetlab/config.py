@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveF
 from pydantic_core import PydanticCustomError
 
 from forgetlab import tuning
-from forgetlab.description import Augment, Experiment, Frozen, Protocol, Spec, Strategy, Tracking, Train, Tuning
+from forgetlab.description import Augment, Experiment, Frozen, Protocol, ResolvedSpec, Strategy, Tracking, Train, Tuning
 from forgetlab.entries import FolderName, default_references, references, strategies
 from forgetlab.scenario_file import ScenarioFile
 from forgetlab.yaml_file import to_text
@@ -66,7 +66,7 @@ class Pretraining(Frozen):
         return self
 
     @property
-    def used(self) -> Spec:
+    def used(self) -> ResolvedSpec:
         """What counts for the objective."""
         given = self.model_dump(mode="json", exclude={"augment"})
         used = {key: value for key, value in given.items() if OF_OBJECTIVE.get(key, self.objective) == self.objective}
@@ -83,7 +83,7 @@ def load(path: Path) -> Experiment:
     experiment = _experiment(file)
     from forgetlab import feasibility  # imports torch, which a file that is refused need not wait for
 
-    for place, message in [*tuning.problems(experiment), *feasibility.problems(experiment)]:
+    for place, message in [*tuning.search_problems(experiment), *feasibility.experiment_problems(experiment)]:
         file.refuse(tuple(place), message)
     file.stop_if_refused()
     return experiment
@@ -127,7 +127,7 @@ def _experiment(file: ScenarioFile) -> Experiment:
     return Experiment(**{**dict(settings), **plain, **plugged}, references=compared, strategies=entries)
 
 
-def _pretrain(file: ScenarioFile, given: Any) -> Spec | None:
+def _pretrain(file: ScenarioFile, given: Any) -> ResolvedSpec | None:
     place = ("pretrain",)
     if not isinstance(given, dict):
         file.refuse(place, "'pretrain' must be a mapping, such as {scenario: NAME, epochs: 5}")
@@ -157,7 +157,7 @@ def _tuning(file: ScenarioFile, given: Any, seeds: tuple[int, ...]) -> Tuning | 
     return search.model_copy(update={**missing, "scenario": scenario, "choices": tuple(file.choices)})
 
 
-def _task_known(file: ScenarioFile, protocol: Protocol, scenario: Spec | None) -> bool | None:
+def _task_known(file: ScenarioFile, protocol: Protocol, scenario: ResolvedSpec | None) -> bool | None:
     """Whether a test sample's task is told; None where the scenario was refused."""
     said = protocol.task_known_at_test
     if scenario is None:
@@ -175,7 +175,7 @@ def _check_head(
     file: ScenarioFile,
     protocol: Protocol,
     task_known: bool | None,
-    compared: Sequence[Spec],
+    compared: Sequence[ResolvedSpec],
     entries: Sequence[Strategy],
 ) -> None:
     if protocol.loss_classes == "all" and protocol.head != "fixed":

@@ -13,31 +13,31 @@ import torch
 from torch import Tensor
 
 from forgetlab.plugins import OptionError
-from forgetlab.scenario import Changes, Dataset, Setting
+from forgetlab.scenario import Dataset, DomainChanges, Setting
 from forgetlab.seeding import generator
 
 
-class Part(NamedTuple):
+class StreamRows(NamedTuple):
     """Some of a data set's rows, in their order in the stream."""
 
     rows: Tensor  # (n,)
     y: Tensor  # (n,) in the stream's numbering
     change: Tensor  # (n,) which of the cut's changes acts on them
 
-    def take(self, index: Tensor) -> Part:
-        return Part(self.rows[index], self.y[index], self.change[index])
+    def take(self, index: Tensor) -> StreamRows:
+        return StreamRows(self.rows[index], self.y[index], self.change[index])
 
-    def join(self, *others: Part) -> Part:
-        return Part(*(torch.cat(columns) for columns in zip(self, *others, strict=True)))
+    def join(self, *others: StreamRows) -> StreamRows:
+        return StreamRows(*(torch.cat(columns) for columns in zip(self, *others, strict=True)))
 
 
 class Draft(NamedTuple):
     """A task whose samples are still to be fetched."""
 
     name: str
-    train: Part
-    test: Part
-    validation: Part | None = None
+    train: StreamRows
+    test: StreamRows
+    validation: StreamRows | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Cut:
 
     drafts: tuple[Draft, ...]
     class_names: tuple[str, ...]  # of the stream's labels
-    changes: Changes | None = None
+    changes: DomainChanges | None = None
     held_back: Draft | None = None
 
 
@@ -91,20 +91,22 @@ def by_domain(data: Dataset, groups: Sequence[Sequence[int]]) -> Cut:
 def by_chunk(data: Dataset, n_tasks: int, seed: int) -> Cut:
     """Equal pieces at random: nothing differs between tasks but the samples."""
 
-    def pieces(name: str, y: Tensor) -> list[Part]:
+    def pieces(name: str, y: Tensor) -> list[StreamRows]:
         order = torch.randperm(len(y), generator=generator("chunks", seed, name == "test"))
-        return [Part(rows, y[rows], torch.zeros_like(rows)) for rows in order.tensor_split(n_tasks)]
+        return [StreamRows(rows, y[rows], torch.zeros_like(rows)) for rows in order.tensor_split(n_tasks)]
 
     both = zip(pieces("train", data.train.y), pieces("test", data.test.y), strict=True)
     return Cut(tuple(Draft(f"chunk {i}", train, test) for i, (train, test) in enumerate(both)), data.class_names)
 
 
-def by_transform(data: Dataset, setting: Setting, changes: Changes) -> Cut:
+def by_transform(data: Dataset, setting: Setting, changes: DomainChanges) -> Cut:
     """All data in every task, changed in a way of its own; class-incremental: with labels of its own as well."""
     n_classes, drafts = len(data.class_names), []
     for i, name in enumerate(changes):
         first = i * n_classes if setting == "class-incremental" else 0
-        every = [Part(torch.arange(len(y)), y + first, torch.full_like(y, i)) for y in (data.train.y, data.test.y)]
+        every = [
+            StreamRows(torch.arange(len(y)), y + first, torch.full_like(y, i)) for y in (data.train.y, data.test.y)
+        ]
         drafts.append(Draft(name, *every))
     names = data.class_names
     if setting == "class-incremental":
@@ -123,6 +125,6 @@ def _of_classes(data: Dataset, group: Sequence[int], label: dict[int, int]) -> D
     return Draft(",".join(data.class_names[old] for old in group), train, test)
 
 
-def _part(y: Tensor, chosen: Tensor) -> Part:
+def _part(y: Tensor, chosen: Tensor) -> StreamRows:
     rows = chosen.nonzero().squeeze(1)
-    return Part(rows, y[rows], torch.zeros_like(rows))
+    return StreamRows(rows, y[rows], torch.zeros_like(rows))

@@ -202,7 +202,7 @@ _ALL = (
 METRICS = {metric.name: metric for metric in _ALL}
 
 
-def describe(name: str) -> str:
+def describe_metric(name: str) -> str:
     """A metric's definition, as text.
 
     Raises:

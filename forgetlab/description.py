@@ -20,7 +20,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-Spec = dict[str, Any]  # {"name": a plug-in's name, its options...}, all defaults filled in
+ResolvedSpec = dict[str, Any]  # {"name": a plug-in's name, its options...}, all defaults filled in
+KeyPath = tuple[str | int, ...]  # keys and indices from the top of a scenario file, or from an entry, to a value
+Problem = tuple[KeyPath, str]  # where something cannot be carried out, and why
 Varied = Literal["class_order", "init", "data_order"]
 SearchSeeds = Literal["each"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 ORACLE = "oracle"  # the router's name where the task is told
@@ -93,37 +95,39 @@ class Train(Frozen):
         return self
 
 
-class General(Frozen):
+class GeneralSet(Frozen):
     """A fixed set from elsewhere that is trained on beside every batch."""
 
     ratio: PositiveFloat = 0.25  # of its samples for each new one
-    data: Spec | None = None  # by default what the backbone was pretrained on
+    data: ResolvedSpec | None = None  # by default what the backbone was pretrained on
 
 
 class Replay(Frozen):
     """What old or other samples a step has beside the new ones, and what is done with them."""
 
-    memory: Spec | None = None
-    sampler: Spec | None = None  # by default each kept sample is equally likely
-    rehearsal: Spec | None = None  # by default the cross-entropy over new and drawn samples
-    projection: Spec | None = None  # in the rehearsal's place: the drawn samples constrain the step
+    memory: ResolvedSpec | None = None
+    sampler: ResolvedSpec | None = None  # by default each kept sample is equally likely
+    rehearsal: ResolvedSpec | None = None  # by default the cross-entropy over new and drawn samples
+    projection: ResolvedSpec | None = None  # in the rehearsal's place: the drawn samples constrain the step
     depth: PositiveInt | None = None  # the block that kept samples enter; by default they are kept as they came
-    general: General | None = None
+    general: GeneralSet | None = None
 
 
 class Strategy(Frozen):
     """One entry of the comparison: a reference, or plug-ins of one or several families."""
 
     name: str
-    reference: Spec | None = None
+    reference: ResolvedSpec | None = None
     replay: Replay | None = None
-    regularization: tuple[Spec, ...] | None = None  # penalties, projections and regimes that act together
-    isolation: Spec | None = None
+    regularization: tuple[ResolvedSpec, ...] | None = None  # penalties, projections and regimes that act together
+    isolation: ResolvedSpec | None = None
     shared: Literal[True] | None = None  # all tasks train one module, as they would the network
-    router: Spec | None = None
-    merge: Spec | None = None  # in the router's place: one change, made of the tasks', answers for all
-    classifier: Spec | None = None  # in the heads' place, on the features of the bare backbone or of ``isolation``
-    avalanche: Spec | None = None  # {"plugin" or "strategy": Avalanche's name, its arguments...}
+    router: ResolvedSpec | None = None
+    merge: ResolvedSpec | None = None  # in the router's place: one change, made of the tasks', answers for all
+    classifier: ResolvedSpec | None = (
+        None  # in the heads' place, on the features of the bare backbone or of ``isolation``
+    )
+    avalanche: ResolvedSpec | None = None  # {"plugin" or "strategy": Avalanche's name, its arguments...}
     train: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("train")
@@ -145,7 +149,7 @@ class Tracking(Frozen):
     uri: str = "sqlite:///mlflow.db"
 
 
-class Part(Frozen):
+class StreamPart(Frozen):
     """Some tasks of a stream, as a stream of their own."""
 
     first: NonNegativeInt = 0
@@ -156,7 +160,7 @@ class Part(Frozen):
 class Choice(Frozen):
     """An option whose value a search chooses: one of some, or any between two."""
 
-    at: tuple[str | int, ...]  # where it stands in the resolved file
+    at: KeyPath  # where it stands in the resolved file
     values: tuple[int | float, ...] = ()
     low: int | float | None = None
     high: int | float | None = None
@@ -167,7 +171,7 @@ class Tuning(Frozen):
     """How options given as lists are chosen: on validation data of tasks that are not scored."""
 
     tasks: int | None = None  # the stream's first ones, which then leave it; of another scenario: by default all
-    scenario: Spec | None = None  # another stream to search on
+    scenario: ResolvedSpec | None = None  # another stream to search on
     search: Literal["grid", "optuna"] = "grid"
     trials: PositiveInt | None = None  # of each strategy; by default all combinations, which must then be equally many
     validation: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2  # of the training samples, where none are kept apart
@@ -205,9 +209,9 @@ class Tuned(Frozen):
 class Run(Frozen):
     """One strategy, one seed, and all that determines its numbers."""
 
-    scenario: Spec
-    model: Spec
-    pretrain: Spec | None
+    scenario: ResolvedSpec
+    model: ResolvedSpec
+    pretrain: ResolvedSpec | None
     protocol: Protocol
     train: Train
     strategy: Strategy
@@ -216,7 +220,7 @@ class Run(Frozen):
     threads: int
     plugins: tuple[str, ...]
     reuse_frozen: bool = True
-    part: Part | None = None  # of the stream; None: all of it
+    part: StreamPart | None = None  # of the stream; None: all of it
     tuned: Tuned | None = None
 
     def seed_of(self, varied: Varied) -> int:
@@ -238,12 +242,12 @@ class Experiment(Frozen):
     """A scenario file, whole and resolved."""
 
     name: str
-    scenario: Spec
-    model: Spec
-    pretrain: Spec | None = None
+    scenario: ResolvedSpec
+    model: ResolvedSpec
+    pretrain: ResolvedSpec | None = None
     protocol: Protocol = Protocol()
     train: Train = Train()
-    references: tuple[Spec, ...]
+    references: tuple[ResolvedSpec, ...]
     strategies: tuple[Strategy, ...] = ()
     seeds: tuple[int, ...] = (0,)
     device: str = "cpu"
@@ -259,11 +263,11 @@ class Experiment(Frozen):
         return [Strategy(name=spec["name"], reference=spec) for spec in self.references] + list(self.strategies)
 
     @property
-    def part(self) -> Part | None:
+    def part(self) -> StreamPart | None:
         """The tasks that are scored: not those that a search takes."""
         if self.tuning is None or self.tuning.scenario is not None:
             return None
-        return Part(first=self.tuning.tasks or 0)
+        return StreamPart(first=self.tuning.tasks or 0)
 
     def runs(self) -> list[Run]:
         """Every strategy with every seed, a strategy's seeds together; what is to be chosen has its first value."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from forgetlab import plugins
 from forgetlab.assembly import built
 from forgetlab.data import to_benchmark
-from forgetlab.description import Part, Run, Tuned
+from forgetlab.description import Run, StreamPart, Tuned
 from forgetlab.isolated import Files
 from forgetlab.learners import Context, Learner, Scores, Sequential
 from forgetlab.loop import Epoch
@@ -121,7 +121,7 @@ def set_process(description: Run) -> None:
 def load_scenario(description: Run) -> Scenario:
     """The stream of this run; kept while one experiment's strategies go through it."""
     spec = json.dumps(description.scenario, sort_keys=True)
-    part, evaluate_on = description.part or Part(), description.protocol.evaluate_on
+    part, evaluate_on = description.part or StreamPart(), description.protocol.evaluate_on
     return _load_scenario(spec, description.seed_of("class_order"), part.first, part.last, part.validation, evaluate_on)
 
 

@@ -11,8 +11,18 @@ from pydantic import AfterValidator, PositiveInt
 from pydantic_core import PydanticCustomError
 
 from forgetlab import plugins
-from forgetlab.description import ORACLE, REGULARIZATION, Frozen, General, Replay, Spec, Strategy, Train
-from forgetlab.scenario_file import Place, ScenarioFile
+from forgetlab.description import (
+    ORACLE,
+    REGULARIZATION,
+    Frozen,
+    GeneralSet,
+    KeyPath,
+    Replay,
+    ResolvedSpec,
+    Strategy,
+    Train,
+)
+from forgetlab.scenario_file import ScenarioFile
 
 REFERENCES = ("naive", "joint", "separate", "ridge")  # unless the file names its own
 ROUTER = "prototype"  # unless the task is told
@@ -45,24 +55,24 @@ class Beside(Frozen):
     """What stands in a replay beside its plug-ins."""
 
     depth: PositiveInt | None = None
-    general: General | None = None
+    general: GeneralSet | None = None
 
 
-class Name(Frozen):
+class StrategyName(Frozen):
     """What a strategy is called, and its run folder with it."""
 
     name: FolderName
 
 
-def references(file: ScenarioFile, given: Any) -> tuple[Spec, ...]:
+def references(file: ScenarioFile, given: Any) -> tuple[ResolvedSpec, ...]:
     """The references; each is a name, a mapping with a name, or a mapping from a name to its options."""
     given = [] if given is None else given
     if not isinstance(given, list):
         file.refuse(("references",), "'references' must be a list")
         return ()
-    found: dict[str, Spec] = {}
+    found: dict[str, ResolvedSpec] = {}
     for i, item in enumerate(given):
-        place: Place = ("references", i)
+        place: KeyPath = ("references", i)
         if isinstance(item, dict) and len(item) == 1 and "name" not in item:
             ((name, options),) = item.items()
             file.shorthands |= {place: (*place, name), (*place, "name"): place}
@@ -88,7 +98,7 @@ def strategies(file: ScenarioFile, given: Any, task_known: bool | None, taken: l
     names = {name.casefold() for name in taken}  # some file systems do not tell cases apart
     found: list[Strategy] = []
     for i, item in enumerate(given):
-        place: Place = ("strategies", i)
+        place: KeyPath = ("strategies", i)
         entry = _entry(file, item, place, task_known)
         if entry and entry.name.casefold() in names:
             message = f"two entries are called {entry.name!r}; give this one another 'name'"
@@ -99,7 +109,7 @@ def strategies(file: ScenarioFile, given: Any, task_known: bool | None, taken: l
     return tuple(found)
 
 
-def _entry(file: ScenarioFile, given: Any, place: Place, task_known: bool | None) -> Strategy | None:
+def _entry(file: ScenarioFile, given: Any, place: KeyPath, task_known: bool | None) -> Strategy | None:
     """The entry; None where it is too broken to have a name."""
     if not isinstance(given, dict):
         file.refuse(place, "an entry must be a mapping, such as {replay: {memory: reservoir}}")
@@ -120,11 +130,11 @@ def _entry(file: ScenarioFile, given: Any, place: Place, task_known: bool | None
     overrides = {key: value for key, value in options.items() if key in train}
     if "name" not in given and None not in parts.values():
         given["name"] = "+".join(_names(parts, task_known)) or None
-    named = file.section(Name, {"name": given["name"]}, place) if given.get("name") is not None else None
+    named = file.section(StrategyName, {"name": given["name"]}, place) if given.get("name") is not None else None
     return Strategy(name=named.name, train=overrides, **parts) if named and named.model_fields_set else None
 
 
-def _refuse_meaningless(file: ScenarioFile, given: Mapping[str, Any], place: Place) -> None:
+def _refuse_meaningless(file: ScenarioFile, given: Mapping[str, Any], place: KeyPath) -> None:
     if "classifier" in given:
         for other in sorted({*FAMILIES, *ANSWERS} - {"classifier", "isolation"} & given.keys()):
             file.refuse(place, ALONE.format(other))
@@ -140,7 +150,7 @@ def _refuse_meaningless(file: ScenarioFile, given: Mapping[str, Any], place: Pla
         file.refuse(place, "merge has no meaning without isolation: it makes one of the changes of all tasks")
 
 
-def _refuse_shared(file: ScenarioFile, given: Mapping[str, Any], place: Place) -> None:
+def _refuse_shared(file: ScenarioFile, given: Mapping[str, Any], place: KeyPath) -> None:
     if given["shared"] is not True:
         file.refuse((*place, "shared"), "'shared' is true or left out")
     if "isolation" not in given:
@@ -166,7 +176,7 @@ def _names(parts: Mapping[str, Any], task_known: bool | None) -> list[str]:
     return names + [parts["avalanche"][key] for key in AVALANCHE if key in parts.get("avalanche", {})]
 
 
-def _members(isolation: Spec | None) -> list[Spec]:
+def _members(isolation: ResolvedSpec | None) -> list[ResolvedSpec]:
     """The modules of an entry, several where they are combined."""
     if isolation is None or isolation["name"] != COMBINED:
         return [isolation] if isolation else []
@@ -174,7 +184,11 @@ def _members(isolation: Spec | None) -> list[Spec]:
 
 
 def _answers(
-    file: ScenarioFile, given: Mapping[str, Any], isolation: Spec | None, place: Place, task_known: bool | None
+    file: ScenarioFile,
+    given: Mapping[str, Any],
+    isolation: ResolvedSpec | None,
+    place: KeyPath,
+    task_known: bool | None,
 ) -> dict[str, Any]:
     """The router or the merger; neither where the newest module answers for all tasks."""
     kinds = {member["name"]: plugins.find("isolation", member["name"]).factory for member in _members(isolation)}
@@ -189,7 +203,7 @@ def _answers(
     return {} if for_all else {"router": _router(file, given.get("router"), (*place, "router"), task_known)}
 
 
-def _isolation(file: ScenarioFile, given: Any, place: Place) -> Spec | None:
+def _isolation(file: ScenarioFile, given: Any, place: KeyPath) -> ResolvedSpec | None:
     """A module; several in a list act together."""
     if isinstance(given, list):
         file.shorthands[(*place, "parts")] = place
@@ -197,7 +211,7 @@ def _isolation(file: ScenarioFile, given: Any, place: Place) -> Spec | None:
     return file.spec(("isolation",), given, place)
 
 
-def _router(file: ScenarioFile, given: Any, place: Place, task_known: bool | None) -> Spec | None:
+def _router(file: ScenarioFile, given: Any, place: KeyPath, task_known: bool | None) -> ResolvedSpec | None:
     named = file.named(given or (ORACLE if task_known else ROUTER), place)
     if named and named["name"] == ORACLE:
         file.known({key: value for key, value in named.items() if key != "name"}, (), place)
@@ -205,7 +219,7 @@ def _router(file: ScenarioFile, given: Any, place: Place, task_known: bool | Non
     return file.spec(("router",), named, place) if named else None
 
 
-def _avalanche(file: ScenarioFile, given: Any, place: Place) -> Spec | None:
+def _avalanche(file: ScenarioFile, given: Any, place: KeyPath) -> ResolvedSpec | None:
     named = [given[key] for key in AVALANCHE if key in given] if isinstance(given, dict) else []
     if len(named) == 1 and named[0] and isinstance(named[0], str):
         return given
@@ -214,7 +228,7 @@ def _avalanche(file: ScenarioFile, given: Any, place: Place) -> Spec | None:
     return None
 
 
-def _regularization(file: ScenarioFile, given: Any, place: Place) -> tuple[Spec, ...] | None:
+def _regularization(file: ScenarioFile, given: Any, place: KeyPath) -> tuple[ResolvedSpec, ...] | None:
     """What holds old knowledge; several in a list act together."""
     if not isinstance(given, list):
         file.shorthands[(*place, 0)] = place
@@ -224,7 +238,7 @@ def _regularization(file: ScenarioFile, given: Any, place: Place) -> tuple[Spec,
     return found if len(found) == len(given) > 0 else None
 
 
-def _replay(file: ScenarioFile, given: Any, place: Place) -> Replay | None:
+def _replay(file: ScenarioFile, given: Any, place: KeyPath) -> Replay | None:
     if not isinstance(given, dict):
         file.refuse(place, "'replay' must be a mapping, such as {memory: reservoir}")
         return None
@@ -237,7 +251,7 @@ def _replay(file: ScenarioFile, given: Any, place: Place) -> Replay | None:
         for part in (*asked, *(["depth"] if depth is not None else [])):
             file.refuse((*place, part), f"{part!r} has no meaning without a memory", of_key=True)
     found: dict[str, plugins.Plugin] = {}
-    specs: dict[str, Spec] = {}
+    specs: dict[str, ResolvedSpec] = {}
     for part in asked:
         named = file.named(given.get(part), (*place, part))
         if named and (plugin := file.plugin((part,), named["name"], (*place, part))):
@@ -254,19 +268,19 @@ def _replay(file: ScenarioFile, given: Any, place: Place) -> Replay | None:
     return Replay.model_validate({**plain, **parts}) if whole else None
 
 
-def _general(file: ScenarioFile, given: Any, place: Place) -> General | None:
+def _general(file: ScenarioFile, given: Any, place: KeyPath) -> GeneralSet | None:
     if not isinstance(given, dict):
         file.refuse(place, "'general' must be a mapping, such as {ratio: 0.25}")
         return None
     data = given.get("data")
     spec = None if data is None else file.spec(("data",), data, (*place, "data"))
     ratio = {key: value for key, value in given.items() if key != "data"}
-    section = file.section(General, ratio, place)
+    section = file.section(GeneralSet, ratio, place)
     return None if data is not None and spec is None else section.model_copy(update={"data": spec})
 
 
 def _share_out(
-    file: ScenarioFile, key: str, value: Any, owners: list[str], specs: dict[str, Spec], place: Place
+    file: ScenarioFile, key: str, value: Any, owners: list[str], specs: dict[str, ResolvedSpec], place: KeyPath
 ) -> None:
     """Give an option that stands beside the names to the one plug-in that takes it."""
     if len(owners) != 1:

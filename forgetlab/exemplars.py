@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab.network import MASK
+from forgetlab.competing_classes import competes, only, widened
 from forgetlab.slots import Slots
 from forgetlab.teacher import features
 
@@ -36,5 +36,5 @@ def nearest(model: nn.Module, x: Tensor, means: Tensor, output: Tensor) -> Tenso
     """
     if not len(means):
         return output
-    cosine = (directions(model, x) @ means.T).masked_fill(~means.any(1), MASK)
-    return F.pad(cosine, (0, output.shape[1] - len(means)), value=MASK).masked_fill(output <= MASK, MASK)
+    cosine = only(directions(model, x) @ means.T, means.any(1))
+    return only(widened(cosine, output.shape[1]), competes(output))

@@ -16,19 +16,17 @@ from forgetlab.adapted import refuse_unshareable
 from forgetlab.assembly import built
 from forgetlab.avalanche_api import stock_plugin
 from forgetlab.batch import Batch
-from forgetlab.description import ORACLE, REGULARIZATION, Experiment, Spec, Strategy, Train
+from forgetlab.description import ORACLE, REGULARIZATION, Experiment, KeyPath, Problem, ResolvedSpec, Strategy, Train
 from forgetlab.isolation import Isolation
 from forgetlab.loop import OWN_BATCHES, Loop, TensorPath, stock_loop
 from forgetlab.network import SharedNetwork
 from forgetlab.plugins import OptionError
 from forgetlab.scenario import Scenario, Task, as_input, pretraining_tasks
 
-Place = tuple[str | int, ...]  # a path of keys in the scenario file
-Problem = tuple[Place, str]
 T = TypeVar("T")
 
 
-def problems(experiment: Experiment) -> list[Problem]:
+def experiment_problems(experiment: Experiment) -> list[Problem]:
     """All that would stop the experiment, with where in its file."""
     found = list(_sections(experiment))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -61,12 +59,12 @@ def _backbone(found: list[Problem], experiment: Experiment, references: list[Any
     spec = experiment.scenario
     seed = experiment.seeds[0] if "class_order" in experiment.protocol.seeds_vary else 0
     scenario: Scenario | None = _try(found, ("scenario",), "scenario", spec, lambda: built("scenario", spec, seed=seed))
-    unsound = scenario and _try(found, ("scenario",), "scenario", spec, lambda: inspection.problems(scenario))
+    unsound = scenario and _try(found, ("scenario",), "scenario", spec, lambda: inspection.soundness_problems(scenario))
     if scenario is None or unsound != []:
         found += [(("scenario",), message) for message in unsound or []]
         return None, torch.empty(0)
-    found += knowledge.problems(experiment, scenario)
-    found += tuning.stream_problems(experiment, scenario)
+    found += knowledge.unmet_needs(experiment, scenario)
+    found += tuning.search_stream_problems(experiment, scenario)
     for i, check in enumerate(getattr(reference, "check", None) for reference in references):
         if check is not None:
             _try(found, ("references", i), None, {}, partial(check, scenario))
@@ -91,11 +89,11 @@ def _pretraining_problems(experiment: Experiment, backbone: nn.Module, x: Tensor
     train = pretraining.settings(pretrain, experiment.train.model_dump(mode="json"))
     if "augment" in pretrain:
         found += _augment_problems(train, ("pretrain",), x)
-    _try(found, ("pretrain",), None, pretrain, lambda: pretraining.tried(pretrain, train, backbone, x))
+    _try(found, ("pretrain",), None, pretrain, lambda: pretraining.try_objective(pretrain, train, backbone, x))
     return found
 
 
-def _model(spec: Spec, x: Tensor, tokenizer: str | None) -> nn.Module:
+def _model(spec: ResolvedSpec, x: Tensor, tokenizer: str | None) -> nn.Module:
     """A backbone that reads what the stream holds and gives what the heads stand on."""
     backbone: nn.Module = built("model", spec, input_shape=tuple(x.shape[1:])).eval()
     if (reads := getattr(backbone, "tokenizer", None)) != tokenizer:
@@ -109,13 +107,13 @@ def _model(spec: Spec, x: Tensor, tokenizer: str | None) -> nn.Module:
 
 
 def _entry_problems(
-    entry: Strategy, place: Place, experiment: Experiment, backbone: nn.Module | None, x: Tensor
+    entry: Strategy, place: KeyPath, experiment: Experiment, backbone: nn.Module | None, x: Tensor
 ) -> list[Problem]:
     found: list[Problem] = []
     for kind, where, spec in _methods(entry):
         _try(found, (*place, *where), kind, spec, lambda kind=kind, spec=spec: built(kind, spec))
     if not found:
-        unfit = composition.problems(entry, experiment, backbone, x)
+        unfit = composition.combination_problems(entry, experiment, backbone, x)
         found += [((*place, *where), message) for where, message in unfit]
     if (isolation := entry.isolation) is not None and backbone is not None:
         what = f"{isolation['name']} does not fit a {type(backbone).__name__.lower()}: "
@@ -130,11 +128,13 @@ def _entry_problems(
     return found
 
 
-def _stock_problems(entry: Strategy, place: Place, experiment: Experiment, backbone: nn.Module | None) -> list[Problem]:
+def _stock_problems(
+    entry: Strategy, place: KeyPath, experiment: Experiment, backbone: nn.Module | None
+) -> list[Problem]:
     """What speaks against Avalanche's plug-in or strategy; where nothing does, it is made."""
     if (spec := entry.avalanche) is None:
         return []
-    refused = stock.problems(spec, experiment.protocol)
+    refused = stock.stock_problems(spec, experiment.protocol)
     found = [((*place, "avalanche", *filter(None, [error.option])), str(error)) for error in refused]
     if not found:
         beside = [family for family in ("replay", "regularization") if getattr(entry, family) is not None]
@@ -151,7 +151,7 @@ def _stock_problems(entry: Strategy, place: Place, experiment: Experiment, backb
     return found
 
 
-def _stock_loop(spec: Spec, settings: dict[str, Any]) -> TensorPath:
+def _stock_loop(spec: ResolvedSpec, settings: dict[str, Any]) -> TensorPath:
     if "strategy" in spec:
         return stock_loop(spec, **settings)
     return Loop(plugins=[stock_plugin(spec, model=settings["model"])], **settings)
@@ -161,12 +161,12 @@ def _train(experiment: Experiment, entry: Strategy) -> Train:
     return experiment.run(entry, experiment.seeds[0]).train
 
 
-def _augment_problems(train: Train, place: Place, x: Tensor) -> list[Problem]:
-    refused = augmentation.problems(train.augment, x) if len(x) else []
+def _augment_problems(train: Train, place: KeyPath, x: Tensor) -> list[Problem]:
+    refused = augmentation.augmentation_problems(train.augment, x) if len(x) else []
     return [((*place, "augment", *filter(None, [error.option])), str(error)) for error in refused]
 
 
-def _methods(entry: Strategy) -> Iterator[tuple[str, Place, Spec]]:
+def _methods(entry: Strategy) -> Iterator[tuple[str, KeyPath, ResolvedSpec]]:
     """The plug-ins of an entry that can be built alone: kind, where they stand, spec."""
     for part in ("memory", "sampler", "rehearsal", "projection") if entry.replay is not None else ():
         if (spec := getattr(entry.replay, part)) is not None:
@@ -181,7 +181,7 @@ def _methods(entry: Strategy) -> Iterator[tuple[str, Place, Spec]]:
         yield "classifier", ("classifier",), entry.classifier
 
 
-def _fits(spec: Spec, entry: Strategy, backbone: nn.Module, x: Tensor) -> None:
+def _fits(spec: ResolvedSpec, entry: Strategy, backbone: nn.Module, x: Tensor) -> None:
     """Attach a module and send samples through."""
     module: Isolation = built("isolation", spec)
     if entry.shared:
@@ -199,7 +199,7 @@ def _fits(spec: Spec, entry: Strategy, backbone: nn.Module, x: Tensor) -> None:
 
 
 def _try(
-    found: list[Problem], place: Place, kind: str | None, spec: Spec, action: Callable[[], T], what: str = ""
+    found: list[Problem], place: KeyPath, kind: str | None, spec: ResolvedSpec, action: Callable[[], T], what: str = ""
 ) -> T | None:
     """What the action returns, or None and one more problem."""
     try:
@@ -212,7 +212,7 @@ def _try(
     return None
 
 
-def _line(error: Exception, kind: str | None, spec: Spec) -> str:
+def _line(error: Exception, kind: str | None, spec: ResolvedSpec) -> str:
     """Where in a plug-in's file an error arose."""
     if kind is None:
         return ""

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from forgetlab import plugins
-from forgetlab.description import ORACLE, REGULARIZATION, Run, Spec
+from forgetlab.description import ORACLE, REGULARIZATION, ResolvedSpec, Run
 from forgetlab.scenario import Scenario, Task, pretraining_tasks
 
-PROJECTIONS = {  # files of ours that read files or show results, and so cannot change a number
+EXEMPT = {  # files of ours that read files or show results, and so cannot change a number
     "choices", "cli", "config", "definitions", "entries", "feasibility", "fingerprint", "inspection", "modules",
     "peft_format", "pictures", "preview", "preview_samples", "prices", "progress", "projection", "provenance", "report",
     "scaffold", "scenario_file", "search", "session", "shelf", "tracking", "tuning", "ui", "yaml_file",
@@ -55,11 +55,11 @@ def start_key(run: Run, tasks: tuple[Task, ...]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def plugin_specs(run: Run) -> list[tuple[str, Spec]]:
+def plugin_specs(run: Run) -> list[tuple[str, ResolvedSpec]]:
     """The plug-ins that a run uses: (kind, spec)."""
     strategy, replay = run.strategy, run.strategy.replay
     router = None if strategy.router == {"name": ORACLE} else strategy.router
-    named: list[tuple[str, Spec | None]] = [
+    named: list[tuple[str, ResolvedSpec | None]] = [
         ("scenario", run.scenario),
         ("model", run.model),
         ("reference", strategy.reference),
@@ -74,7 +74,7 @@ def plugin_specs(run: Run) -> list[tuple[str, Spec]]:
     return [(kind, spec) for kind, spec in named if spec is not None]
 
 
-def with_nested(specs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Spec]]:
+def with_nested(specs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, ResolvedSpec]]:
     """These, and the plug-ins that their options name."""
     for kind, given in specs:
         spec = {"name": given} if isinstance(given, str) else given
@@ -95,7 +95,7 @@ def versions() -> dict[str, str]:
 @cache
 def core_digest() -> str:
     here = Path(__file__).parent
-    return _digest(path for path in here.glob("*.py") if path.stem not in PROJECTIONS)
+    return _digest(path for path in here.glob("*.py") if path.stem not in EXEMPT)
 
 
 def _digest(paths: Iterable[Path]) -> str:

@@ -117,7 +117,7 @@ class FrozenWork:
 
     def entering(self, backbone: nn.Module, source: Source, depth: int) -> Tensor:
         """What enters a block. (B, T, d)"""
-        return self._of(f"entering {depth}", source, lambda x: entering(backbone, x, depth))
+        return self._of(f"entering {depth}", source, lambda x: entering_block(backbone, x, depth))
 
     def taps(self, backbone: nn.Module, source: Source) -> list[Tensor]:
         """What enters each block, then what leaves the last. (B, T, d) each"""
@@ -145,7 +145,7 @@ class _Enough(Exception):
     """What was wanted is there."""
 
 
-def entering(backbone: nn.Module, x: Tensor, depth: int) -> Tensor:
+def entering_block(backbone: nn.Module, x: Tensor, depth: int) -> Tensor:
     """What enters a block; what lies above it is not computed. (B, ...) -> (B, T, d)"""
     found: list[Tensor] = []
 

@@ -62,7 +62,7 @@ def sampled(known: Mapping[str, Tensor], n: int, draws: Generator) -> tuple[Tens
     return x, torch.tensor(labels(known), device=x.device).repeat_interleave(n)
 
 
-def batches(known: Mapping[str, Tensor], n: int, size: int, draws: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def drawn_batches(known: Mapping[str, Tensor], n: int, size: int, draws: Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """The same in a random order, some at a time. -> (size, d), (size,)"""
     x, y = sampled(known, n, draws)
     for rows in torch.randperm(len(y), generator=draws).to(y.device).split(size):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from forgetlab import scenario
 from forgetlab.avalanche_api import SupervisedPlugin
-from forgetlab.description import Spec
+from forgetlab.description import ResolvedSpec
 from forgetlab.network import Head, Network
 from forgetlab.pretraining import Start
 from forgetlab.scenario import Samples, as_input
@@ -62,7 +62,7 @@ def from_start(start: Start, ratio: float, device: torch.device) -> General:
     return General(Samples(x, y), start.loss(device), ratio)
 
 
-def from_data(spec: Spec, ratio: float, network: Network, seed: int) -> General:
+def from_data(spec: ResolvedSpec, ratio: float, network: Network, seed: int) -> General:
     """A labelled data set under a head of its own."""
     data = scenario.dataset(spec, "replay.general.data").train
     head = Head(network.n_features, seed)

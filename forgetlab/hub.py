@@ -37,7 +37,7 @@ def splits(path: Path | None, hub: str | None, config: str | None, revision: str
     return dict(found) if isinstance(found, dict) else {"": found}
 
 
-def chosen(found: dict[str, Split], train: str, test: str | None) -> list[Split]:
+def chosen_splits(found: dict[str, Split], train: str, test: str | None) -> list[Split]:
     """The split to train on and, where there is one, that to test on.
 
     Raises:
@@ -52,7 +52,7 @@ def chosen(found: dict[str, Split], train: str, test: str | None) -> list[Split]
     return [found[name] for name in (train, test) if name is not None]
 
 
-def table(split: Split, columns: Sequence[str]) -> Table:
+def as_table(split: Split, columns: Sequence[str]) -> Table:
     """Some columns, by rows counted from 0.
 
     Raises:
@@ -65,7 +65,7 @@ def table(split: Split, columns: Sequence[str]) -> Table:
     return Table(str(split.split or "the data set"), rows)
 
 
-def names(split: Split, column: str | None) -> list[str]:
+def label_names(split: Split, column: str | None) -> list[str]:
     """What a column's numbers stand for, where the data set says it."""
     return list(getattr(split.features.get(column), "names", None) or ())
 

@@ -25,7 +25,7 @@ APART = (("training", "test"), ("validation", "test"), ("training", "validation"
 Hashes = NDArray[np.uint64]  # (n,) one for each row
 
 
-class Part(NamedTuple):
+class TaskData(NamedTuple):
     """Training, validation or test data of one task."""
 
     task: str
@@ -43,7 +43,7 @@ class Scan(NamedTuple):
     broken: list[int]  # rows that hold NaN or infinity
 
 
-def problems(scenario: Scenario) -> list[str]:
+def soundness_problems(scenario: Scenario) -> list[str]:
     """All that is wrong with a stream, a line each. Rows are counted from 0 within their part."""
     if not scenario.tasks:
         return ["the stream has no tasks; give it at least one"]
@@ -61,7 +61,7 @@ def problems(scenario: Scenario) -> list[str]:
     return found + list(_row_problems([part for part in parts if not forms[str(part)]], scenario.rows_may_repeat))
 
 
-def shared(seen: Scenario, scored: Scenario) -> list[str]:
+def shared_rows(seen: Scenario, scored: Scenario) -> list[str]:
     """Rows that a stream to search on has in common with the one that is scored."""
     if seen.rows_may_repeat or scored.rows_may_repeat or seen.input_shape != scored.input_shape:
         return []
@@ -84,13 +84,13 @@ def _named(number: int, task: Task) -> str:
     return f"task {number} ({short!r})"
 
 
-def _parts(name: str, task: Task) -> Iterator[Part]:
+def _parts(name: str, task: Task) -> Iterator[TaskData]:
     for kind, field in KINDS.items():
         if (samples := getattr(task, field)) is not None:
-            yield Part(name, kind, samples)
+            yield TaskData(name, kind, samples)
 
 
-def _form(part: Part, first: Part) -> Iterator[str]:
+def _form(part: TaskData, first: TaskData) -> Iterator[str]:
     """What the rows of a part look like beside those of the first."""
     (x, y), like = part.samples, first.samples.x
     if len(x) != len(y):
@@ -144,7 +144,7 @@ def _never_learned(scenario: Scenario) -> Iterator[str]:
             yield f"{_named(i, task)} tests labels {labels}, of which no row was trained on by then; give it some"
 
 
-def _row_problems(parts: Sequence[Part], may_repeat: bool) -> Iterator[str]:
+def _row_problems(parts: Sequence[TaskData], may_repeat: bool) -> Iterator[str]:
     """What is found by looking at every row."""
     scans = [_scan(part.samples.x) for part in parts]
     for part, scan in zip(parts, scans, strict=True):
@@ -156,7 +156,7 @@ def _row_problems(parts: Sequence[Part], may_repeat: bool) -> Iterator[str]:
             yield from _overlap(sides[kind], Index(*zip(*sides[apart], strict=True)))
 
 
-def _overlap(parts: Sequence[tuple[Part, Hashes]], index: Index) -> Iterator[str]:
+def _overlap(parts: Sequence[tuple[TaskData, Hashes]], index: Index) -> Iterator[str]:
     """Rows that are kept apart as well."""
     for part, hashes in parts:
         if twins := index.twins(part, *index.hits(hashes)):
@@ -205,7 +205,7 @@ def _factors(n: int) -> Hashes:
 class Index:
     """The rows of parts that are kept apart, to be found by their hashes."""
 
-    def __init__(self, parts: Sequence[Part], hashes: Sequence[Hashes]) -> None:
+    def __init__(self, parts: Sequence[TaskData], hashes: Sequence[Hashes]) -> None:
         self.parts = parts
         self.hashes, self.first = np.unique(np.concatenate(hashes), return_index=True)
         self.ends = np.cumsum([len(part) for part in hashes])
@@ -218,7 +218,7 @@ class Index:
         rows = (self.hashes[at] == hashes).nonzero()[0]
         return rows, self.first[at[rows]]
 
-    def twins(self, part: Part, rows: NDArray[np.intp], places: NDArray[np.intp]) -> list[tuple[int, int, str]]:
+    def twins(self, part: TaskData, rows: NDArray[np.intp], places: NDArray[np.intp]) -> list[tuple[int, int, str]]:
         """Those of the hits that are equal: (row, which row here, of which task)."""
         owners = np.searchsorted(self.ends, places, side="right")
         found = []

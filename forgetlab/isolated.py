@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from forgetlab.attachment import positions, skipped
 from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.batch import UNKNOWN, Batch
+from forgetlab.competing_classes import heads_asked, nobody, side_by_side
 from forgetlab.data import batches
 from forgetlab.frozen import FrozenWork, Source
 from forgetlab.isolation import Isolation, Router, Shared, Site
 from forgetlab.loop import progress
 from forgetlab.merger import Merger
-from forgetlab.network import MASK, Head, Network
+from forgetlab.network import Head, Network
 from forgetlab.seeding import drawn_from
 
 Files = dict[str, tuple[dict[str, Tensor], dict[str, Any]]]  # by name: tensors, and plain values beside them
@@ -91,14 +92,21 @@ class IsolatedNetwork(Network):
     def forward(self, x: Tensor, task_labels: Tensor) -> Tensor:
         """(B, ...), (B,) tasks or UNKNOWN -> (B, width)"""
         source, self.source = self.source, None
-        if self.training:
-            return self._spread({self.current: self.answer(self.current, x, source)})
-        if self.router is None and not self.task_known:
-            self.routes, features = None, self.under(self.speaker(self.current), x, source)
-            return self._spread({task: self.heads[str(task)](features) for task in self.classes_of})
+        asked = heads_asked(
+            self.classes_of,
+            training=self.training,
+            current=self.current,
+            task_known=self.task_known,
+            routed=self.router is not None,
+        )
+        if asked is not None:
+            if not self.training:
+                self.routes = None
+            features = self.under(self.speaker(self.current), x, source)
+            return self._spread({task: self.heads[str(task)](features) for task in asked})
         task = task_labels if self.router is None else self.route(x, source)
         self.routes = task
-        logits = x.new_full((len(x), self.width), MASK, dtype=self.dtype)
+        logits = nobody(len(x), self.width, like=next(iter(self.heads.parameters())))
         for one in task.unique().tolist():
             rows = (task == one).nonzero().squeeze(1)
             logits[rows] = self._spread({one: self.answer(one, x[rows], source and source.take(rows))})
@@ -171,19 +179,9 @@ class IsolatedNetwork(Network):
         found |= {"shared": (self.shared, {})} if self.shared else {}
         return found | ({} if self.router is None else {"router": self.router.state()})
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(iter(self.heads.parameters())).dtype
-
     def _spread(self, answers: Mapping[int, Tensor]) -> Tensor:
         """Tasks' logits (B, a task's classes) each -> (B, width); a class that several tasks have gets its largest."""
-        first = next(iter(answers.values()))
-        logits = first.new_full((len(first), self.width), MASK)
-        for task, answer in answers.items():
-            columns = torch.tensor(self.classes_of[task], device=answer.device)
-            known = logits.index_select(1, columns)
-            logits = logits.index_copy(1, columns, torch.maximum(known, answer) if len(answers) > 1 else answer)
-        return logits
+        return side_by_side(answers, self.classes_of, self.width)
 
 
 class Merged(Isolation):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from forgetlab import attachment, torchvision_ops
 from forgetlab.attachment import wrapped
 from forgetlab.batch import Batch
-from forgetlab.network import MASK
+from forgetlab.competing_classes import MASK
 from forgetlab.plugins import OptionError
 from forgetlab.quantisation import quantised, quantised_linear
 from forgetlab.sites import LINEAR, Layers, LinearRole, Role, Site, find_sites

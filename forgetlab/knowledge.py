@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from forgetlab import plugins
-from forgetlab.description import ORACLE, REGULARIZATION, Experiment, Strategy
+from forgetlab.description import ORACLE, REGULARIZATION, Experiment, KeyPath, Problem, Strategy
 from forgetlab.scenario import Scenario
 
-Problem = tuple[tuple[str | int, ...], str]
 UNTOLD = {"head": "fixed", "loss_classes": "all", "reset_optimizer": False}  # what no boundary has to be known for
 WHY = {
     "boundaries": "it has to be told when a task ends, which this stream does not tell",
@@ -21,7 +20,7 @@ WHY = {
 }
 
 
-def problems(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]:
+def unmet_needs(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]:
     """Where the file asks for more than the stream gives."""
     missing = {"boundaries": not scenario.boundaries_known, "passes": scenario.one_pass}
     protocol = experiment.protocol
@@ -39,7 +38,7 @@ def problems(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]:
                 yield ("strategies", i, *family), WHY[need]
 
 
-def _needs(entry: Strategy) -> Iterator[tuple[tuple[str | int, ...], frozenset[str]]]:
+def _needs(entry: Strategy) -> Iterator[tuple[KeyPath, frozenset[str]]]:
     """What each part of an entry needs, with its keys in the file."""
     if entry.replay is not None:
         for part in ("memory", "sampler", "rehearsal", "projection"):

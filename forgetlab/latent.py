@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forgetlab.adapted import Adapted
 from forgetlab.batch import Batch
-from forgetlab.frozen import entering
+from forgetlab.frozen import entering_block
 from forgetlab.plugins import OptionError
 from forgetlab.sites import blocks
 
@@ -65,7 +65,7 @@ def _stays(part: nn.Module, mode: bool = True) -> nn.Module:
 def encode(backbone: nn.Module, batch: Batch, depth: int) -> Batch:
     """A batch as what enters the block; a text keeps its ids beside, as the blocks have to know what is padding."""
     beside = {} if batch.x.is_floating_point() else {IDS: batch.x}
-    return batch._replace(x=entering(backbone, batch.x, depth), extra={**batch.extra, **beside})
+    return batch._replace(x=entering_block(backbone, batch.x, depth), extra={**batch.extra, **beside})
 
 
 def enter(backbone: nn.Module, drawn: Batch, depth: int, new: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab.adapted import Adapted
-from forgetlab.answering import answers, undisturbed
+from forgetlab.answering import answers_of_tasks, undisturbed
 from forgetlab.assembly import built, plugins_of
 from forgetlab.avalanche_api import CLScenario, SupervisedPlugin, held_bytes
 from forgetlab.data import Columns
-from forgetlab.description import ORACLE, Run, Spec
+from forgetlab.description import ORACLE, ResolvedSpec, Run
 from forgetlab.frozen import FrozenWork
 from forgetlab.isolated import Files, IsolatedNetwork, IsolationPlugin
-from forgetlab.ledger import KEPT, STEP, Ledger, Price, byte_count, count, kept
+from forgetlab.ledger import KEPT, STEP, Ledger, Price, byte_count, count, kept_by_task
 from forgetlab.loop import EVALUATION_BATCH, Epoch, Loop, TensorPath, stock_loop
 from forgetlab.network import Network, SharedNetwork
 from forgetlab.pretraining import Start, start
@@ -30,7 +30,7 @@ from forgetlab.scores import scored
 from forgetlab.seeding import drawn_from
 
 Scores = dict[str, float]  # of one task's test samples
-Tensors = dict[str, Tensor]
+NamedTensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Context:
         network: Network,
         plugins: list[SupervisedPlugin] | None = None,
         first_task: int = 0,
-        stock: Spec | None = None,
+        stock: ResolvedSpec | None = None,
     ) -> TensorPath:
         """A training loop; ``stock`` is one of Avalanche's strategies and its arguments."""
         kind = Loop if stock is None else partial(stock_loop, stock)
@@ -179,7 +179,7 @@ class Learner(ABC):
         """The same for every task of the stream."""
         return [self.evaluate(task) for task in range(len(self.context.scenario.tasks))]
 
-    def task_tensors(self, task: int) -> Tensors:
+    def task_tensors(self, task: int) -> NamedTensors:
         """What belongs to this task alone and is stored as a file of its own."""
         return {}
 
@@ -220,7 +220,7 @@ class Sequential(Learner):
         self.counts.keep(self.network.stored())
         self.counts.backbone_parameters = count(getattr(self.network.backbone, "backbone", self.network.backbone))
         if self.ledger is not None:
-            self.counts.prices.append({**self.ledger.steps[-1], **kept(self.network)})
+            self.counts.prices.append({**self.ledger.steps[-1], **kept_by_task(self.network)})
         stock = [self.loop] if type(self.loop) is not Loop else []
         keepers = [*self.loop.plugins, getattr(self.network, "router", None), *stock]
         holding = [k for k in keepers if k and not isinstance(k, IsolationPlugin | Ledger)]
@@ -239,7 +239,7 @@ class Sequential(Learner):
         open_tasks = [i for i, task in enumerate(tasks) if self.network.can_answer(i, task.tested)]
         found: list[Scores | None] = [None] * len(tasks)
         columns = [self.context.test_columns[i] for i in open_tasks]
-        for i, (logits, y) in zip(open_tasks, answers(self.network, columns, EVALUATION_BATCH), strict=True):
+        for i, (logits, y) in zip(open_tasks, answers_of_tasks(self.network, columns, EVALUATION_BATCH), strict=True):
             accuracy = {"accuracy": (logits.argmax(1) == y).double().mean().item()}
             found[i] = accuracy | scored(self.context.scenario.scores, [(logits, y)])
         return found
@@ -248,7 +248,7 @@ class Sequential(Learner):
     def latency(self) -> float | None:
         return self.ledger.latency if self.ledger else None
 
-    def task_tensors(self, task: int) -> Tensors:
+    def task_tensors(self, task: int) -> NamedTensors:
         return self.network.task_tensors(task) if isinstance(self.network, IsolatedNetwork) else {}
 
     def files(self, task: int) -> Files:

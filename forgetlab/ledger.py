@@ -95,7 +95,7 @@ def _latency(network: Network, module: Isolation, x: Tensor) -> float:
     return latency(lambda: adapted(x), lambda: adapted.backbone(x), REPEATS)
 
 
-def kept(network: Network) -> Price:
+def kept_by_task(network: Network) -> Price:
     """What the newest task keeps, and what it changed; nothing of the kind where no backbone is frozen."""
     module, backbone = in_training(network), network.backbone
     if module is None:

@@ -103,18 +103,18 @@ def _opened(path: str, change: Change, expected: tuple[int, int] | None = None) 
         raise ValueError(f"{path} holds {array.dtype}, which is no tensor") from None
 
 
-Part = Tensor | File
+Piece = Tensor | File
 
 
 class Rows(Tensor):
     """Rows of mapped files, or of tensors, one part after another; a batch of them is read when it is asked for."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Piece, ...]
     rows: Tensor | None  # (N,) places in all parts together; None: each of them once
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, parts: Sequence[Part], rows: Tensor | None = None, device: torch.device | str = "cpu") -> Rows:
+    def __new__(cls, parts: Sequence[Piece], rows: Tensor | None = None, device: torch.device | str = "cpu") -> Rows:
         kind, n = _none(parts[0]), int(_ends(parts)[-1]) if rows is None else len(rows)
         shape, device = (n, *kind.shape[1:]), torch.device(device)
         made: Rows = Tensor._make_wrapper_subclass(cls, shape, dtype=kind.dtype, device=device)  # type: ignore
@@ -201,11 +201,11 @@ class Rows(Tensor):
         return func(*args, **kwargs)
 
 
-def _none(part: Part) -> Tensor:
+def _none(part: Piece) -> Tensor:
     return part.none if isinstance(part, File) else part[:0]
 
 
-def _ends(parts: Sequence[Part]) -> Tensor:
+def _ends(parts: Sequence[Piece]) -> Tensor:
     """(parts,) the number of rows up to each part's end."""
     return torch.tensor([len(part) for part in parts]).cumsum(0)
 
@@ -215,7 +215,7 @@ def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Rows | None:
     kinds = {(one.dtype, one.shape[1:], one.device) for one in tensors}
     if dim != 0 or len(kinds) > 1:
         return None
-    parts: list[Part] = []
+    parts: list[Piece] = []
     index = [torch.empty(0, dtype=torch.int64)]
     for one in tensors:
         own = one.parts if isinstance(one, Rows) else (one.cpu(),)
@@ -225,7 +225,7 @@ def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Rows | None:
     return Rows(parts, torch.cat(index), tensors[0].device)
 
 
-def _counted_anew(rows: Tensor, own: Sequence[Part], parts: Sequence[Part]) -> Tensor:
+def _counted_anew(rows: Tensor, own: Sequence[Piece], parts: Sequence[Piece]) -> Tensor:
     """Rows of their own parts as rows of all parts."""
     start, ends = [0, *_ends(parts).tolist()], _ends(own)
     moved = [next(start[i] for i, known in enumerate(parts) if known is part) for part in own]

@@ -8,7 +8,8 @@ that is undefined for a matrix is None; no mean leaves cells out in silence.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -258,10 +259,17 @@ OWN = (
 )
 
 
-def own_metrics(accuracy: Matrix, accuracy_initial: Vector) -> dict[str, float | None]:
-    """Every metric that needs no other strategy, by name."""
-    own = {metric.__name__: metric(accuracy) for metric in OWN}
-    return own | {"forward_transfer": forward_transfer(accuracy, accuracy_initial)}
+def own_metrics(
+    accuracy: Matrix, accuracy_initial: Vector, stored: Mapping[str, float | None] | None = None
+) -> dict[str, float | None]:
+    """Every metric that needs no other strategy, by name: what a run stores as its final metrics.
+
+    What is ``stored`` is taken as it is, whatever its name; only what an older run did not store yet is worked out.
+    """
+    own = {metric.__name__: partial(metric, accuracy) for metric in OWN}
+    own["forward_transfer"] = partial(forward_transfer, accuracy, accuracy_initial)
+    known = {} if stored is None else dict(stored)
+    return {name: known[name] if name in known else compute() for name, compute in own.items()} | known
 
 
 def relative_metrics(

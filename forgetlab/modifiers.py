@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forgetlab.cuts import Cut, Draft, Part
+from forgetlab.cuts import Cut, Draft, StreamRows
 from forgetlab.plugins import OptionError
 from forgetlab.seeding import generator
 
@@ -51,7 +51,7 @@ def modified(
 def few_shot(cut: Cut, shots: int, seed: int) -> Cut:
     """After the first task only ``shots`` samples of each class (Tao et al. 2020, https://arxiv.org/abs/2004.10956)."""
 
-    def fewer(task: int, train: Part) -> Part:
+    def fewer(task: int, train: StreamRows) -> StreamRows:
         draw = generator("few_shot", seed, task)
         kept = [_some((train.y == label).nonzero().squeeze(1), shots, draw) for label in train.y.unique()]
         return train.take(torch.cat(kept).sort().values)
@@ -67,7 +67,7 @@ def long_tailed(cut: Cut, factor: float, seed: int) -> Cut:
     n_classes = len(cut.class_names)
     rank = torch.randperm(n_classes, generator=generator("long_tail", seed))
 
-    def thinned(task: int, train: Part) -> Part:
+    def thinned(task: int, train: StreamRows) -> StreamRows:
         draw, kept = generator("long_tail", seed, task), []
         for label in train.y.unique():
             rows = (train.y == label).nonzero().squeeze(1)
@@ -88,7 +88,7 @@ def sized(cut: Cut, sizes: int | Sequence[int], seed: int) -> Cut:
     if len(each) != len(cut.drafts):
         raise OptionError(f"{len(each)} sizes for {len(cut.drafts)} tasks", "samples_per_task")
 
-    def fewer(task: int, train: Part) -> Part:
+    def fewer(task: int, train: StreamRows) -> StreamRows:
         rows = _some(torch.arange(len(train.y)), each[task], generator("sizes", seed, task))
         return train.take(rows.sort().values)
 
@@ -111,7 +111,7 @@ def repeating(cut: Cut, probability: float, seed: int) -> Cut:
     task anyway (domains) comes back with those of its task. A task is tested on what appears in it first.
     """
     draw = generator("repetition", seed)
-    pieces: list[list[Part]] = [[] for _ in cut.drafts]
+    pieces: list[list[StreamRows]] = [[] for _ in cut.drafts]
     for task, draft in enumerate(cut.drafts):
         for label in draft.train.y.unique():
             rows = (draft.train.y == label).nonzero().squeeze(1)
@@ -143,7 +143,7 @@ def blurred(cut: Cut, share: float, seed: int) -> Cut:
 def mislabelled(cut: Cut, share: float, seed: int) -> Cut:
     """This share of every task's training labels becomes another of the labels in that task, each equally likely."""
 
-    def wrong(task: int, train: Part) -> Part:
+    def wrong(task: int, train: StreamRows) -> StreamRows:
         draw, labels = generator("label_noise", seed, task), train.y.unique()
         if len(labels) < 2:
             return train
@@ -171,7 +171,7 @@ def validated(cut: Cut, share: float, seed: int) -> Cut:
     return replace(cut, drafts=tuple(divided(i, draft) for i, draft in enumerate(cut.drafts)))
 
 
-def _each(cut: Cut, change: Callable[[int, Part], Part]) -> Cut:
+def _each(cut: Cut, change: Callable[[int, StreamRows], StreamRows]) -> Cut:
     drafts = [draft._replace(train=change(i, draft.train)) for i, draft in enumerate(cut.drafts)]
     return replace(cut, drafts=tuple(drafts))
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from forgetlab import plugins
-from forgetlab.description import Run, Spec
+from forgetlab.description import ResolvedSpec, Run
 from forgetlab.seeding import drawn_from
 from forgetlab.store import RunFolder, Store, to_json, write_bytes
 
@@ -185,7 +185,7 @@ def alone(path: Path, backbone: nn.Module) -> IsolatedNetwork:
     from forgetlab.isolated import IsolatedNetwork
 
     stored = read(path)
-    spec: Spec = stored.about["isolation"]
+    spec: ResolvedSpec = stored.about["isolation"]
     network = IsolatedNetwork(backbone, lambda: built("isolation", spec), seed=stored.about["init"])
     if (shared := path.with_name("shared.safetensors")).is_file():
         network.shared = read(shared).tensors

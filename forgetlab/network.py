@@ -1,7 +1,7 @@
 """Backbone and head as one model: global labels, a finite mask over classes that may not compete.
 
 Avalanche's own multi-head model answers 0 for the classes of other heads, which beats every negative logit; here
-they get `MASK`, which is finite so that methods that differentiate the output (MAS) see no NaN.
+they get `MASK`. Who competes is decided by `forgetlab.competing_classes`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,9 @@ from torch.nn import functional as F
 
 from forgetlab.avalanche_api import CLExperience, MultiTaskModule
 from forgetlab.batch import UNKNOWN
+from forgetlab.competing_classes import LossClasses, all_seen, nobody, only, support, table_of
 from forgetlab.data import TensorTask
 from forgetlab.seeding import generator
-
-MASK = -1e4  # exp(MASK - any logit) is exactly 0 in float32
-
-LossClasses = Literal["all", "seen", "current"]
 
 
 class Network(MultiTaskModule, ABC):
@@ -51,7 +48,7 @@ class Network(MultiTaskModule, ABC):
     def can_answer(self, task: int, classes: Sequence[int]) -> bool:
         """Whether this task's test samples have an answer yet: its classes, or itself where it is told, are open."""
         opened = {label for known in self.classes_of.values() for label in known}
-        return task in self.classes_of if self.task_known else opened.issuperset(classes)
+        return task in self.classes_of if self.task_known else all_seen(classes, opened)
 
     def adaptation(self, experience: CLExperience) -> None:
         """Avalanche's call before each experience, evaluated ones included: only training opens anything."""
@@ -104,7 +101,7 @@ class TaskHeads(nn.ModuleDict):
 
     def answer(self, features: Tensor, task: Tensor, classes_of: Mapping[int, Sequence[int]], width: int) -> Tensor:
         """(B, d), (B,) -> (B, width); classes of other tasks get MASK"""
-        logits = features.new_full((len(features), width), MASK)
+        logits = nobody(len(features), width, like=features)
         for one in task.unique().tolist():
             rows = (task == one).nonzero().squeeze(1)
             columns = torch.tensor(classes_of[one], device=task.device)
@@ -126,7 +123,7 @@ class SharedNetwork(Network):
         seed: int = 0,
     ) -> None:
         super().__init__(backbone, task_known=task_known, seed=seed)
-        self.loss_classes = loss_classes
+        self.loss_classes: LossClasses = loss_classes
         self.head: Head | TaskHeads = TaskHeads() if head == "per-task" else Head(self.n_features, seed)
         if head == "fixed" and isinstance(self.head, Head):
             self.head.grow(range(n_classes))
@@ -150,10 +147,7 @@ class SharedNetwork(Network):
         else:
             self.head.grow(task, new, Head(self.n_features, self.seed).to(self.table.device))
         rows = len(self.head.weight) if isinstance(self.head, Head) else self.width
-        table = torch.zeros(max(self.classes_of) + 1, rows, dtype=torch.bool)
-        for one, its_classes in self.classes_of.items():
-            table[one, its_classes] = True
-        self.table = table.to(self.table.device)
+        self.table = table_of(self.classes_of, rows).to(self.table.device)
 
     def forward(self, x: Tensor, task_labels: Tensor | EllipsisType | None = ...) -> Any:
         """(B, ...), (B,) -> (B, width)
@@ -176,22 +170,19 @@ class SharedNetwork(Network):
         if isinstance(self.head, TaskHeads):
             return self.head.answer(features, task, self.classes_of, self.width)
         logits = self.head(features)
-        support = self._support(task, logits.shape[1])
-        return logits if support is None else logits.masked_fill(~support, MASK)
+        return only(logits, self._support(task, logits.shape[1]))
 
     def _support(self, task: Tensor, rows: int) -> Tensor | None:
         """Which classes compete: (rows,) or (B, rows) of bool, or None for all."""
-        if self.task_known:
-            return self.table[task]
-        if self.training and self.loss_classes == "all":
-            return None
-        current_alone = self.training and self.loss_classes == "current"
-        if rows == self.width and not current_alone:
-            return None
-        seen = torch.arange(rows, device=task.device) < self.width
-        if current_alone:
-            return torch.where((task == self.current).unsqueeze(1), self.table[self.current], seen)
-        return seen
+        return support(
+            task,
+            self.table,
+            rows,
+            self.width,
+            task_known=self.task_known,
+            loss_classes=self.loss_classes if self.training else None,
+            current=self.current,
+        )
 
 
 def classes_by_task(experience: Any) -> dict[int, list[int]]:

@@ -24,7 +24,7 @@ from forgetlab.description import Augment
 from forgetlab.options import OptionError
 from forgetlab.seeding import generator
 
-Name = tuple[str | int, ...]  # of one sample's generator
+DrawName = tuple[str | int, ...]  # of one sample's generator
 ROWS = 1024  # places whose probabilities of all pieces are held at once
 MASKED, RANDOM = 0.8, 0.1  # of the places that are to be told: shown as [MASK], shown as another piece; else as is
 
@@ -33,11 +33,11 @@ class Objective(nn.Module, ABC):
     """A task that the inputs alone pose; its parameters are the head."""
 
     @abstractmethod
-    def loss(self, backbone: nn.Module, x: Tensor, names: Sequence[Name]) -> Tensor:
+    def loss(self, backbone: nn.Module, x: Tensor, names: Sequence[DrawName]) -> Tensor:
         """The mean over what a batch is asked; ``names`` are those of its samples' generators."""
 
     @abstractmethod
-    def right(self, backbone: nn.Module, x: Tensor, names: Sequence[Name]) -> Tensor:
+    def right(self, backbone: nn.Module, x: Tensor, names: Sequence[DrawName]) -> Tensor:
         """Which answers are right, (answers,) of bool."""
 
     def freeze(self, backbone: Mapping[str, Tensor]) -> None:
@@ -53,25 +53,25 @@ class Pieces(Objective):
         self.embedding: Tensor | None = None  # the pretraining's, once that is over
 
     @abstractmethod
-    def asked(self, backbone: Any, ids: Tensor, names: Sequence[Name]) -> tuple[Tensor, Tensor]:
+    def asked(self, backbone: Any, ids: Tensor, names: Sequence[DrawName]) -> tuple[Tensor, Tensor]:
         """The states that answer, (M, d), and the right pieces, (M,)."""
 
     def freeze(self, backbone: Mapping[str, Tensor]) -> None:
         self.embedding = backbone["embed.weight"].to(self.bias.device)
 
-    def loss(self, backbone: Any, x: Tensor, names: Sequence[Name]) -> Tensor:
+    def loss(self, backbone: Any, x: Tensor, names: Sequence[DrawName]) -> Tensor:
         states, pieces = self.asked(backbone, x, names)
         sums = [some.sum() for some in self._answers(backbone, states, pieces, _nats)]
         return torch.stack(sums).sum() / max(len(pieces), 1)
 
-    def right(self, backbone: Any, x: Tensor, names: Sequence[Name]) -> Tensor:
+    def right(self, backbone: Any, x: Tensor, names: Sequence[DrawName]) -> Tensor:
         return self._told(backbone, x, names, lambda logits, pieces: logits.argmax(1) == pieces)
 
-    def nats(self, backbone: Any, x: Tensor, names: Sequence[Name]) -> Tensor:
+    def nats(self, backbone: Any, x: Tensor, names: Sequence[DrawName]) -> Tensor:
         """(answers,): -log p(right piece); perplexity is e to the power of the mean."""
         return self._told(backbone, x, names, _nats)
 
-    def _told(self, backbone: Any, x: Tensor, names: Sequence[Name], what: Callable[..., Tensor]) -> Tensor:
+    def _told(self, backbone: Any, x: Tensor, names: Sequence[DrawName], what: Callable[..., Tensor]) -> Tensor:
         return torch.cat(list(self._answers(backbone, *self.asked(backbone, x, names), what)))
 
     def _answers(self, backbone: Any, states: Tensor, pieces: Tensor, what: Callable[..., Tensor]) -> Iterator[Tensor]:
@@ -97,7 +97,7 @@ class Masked(Pieces):
             raise OptionError("a causal model sees nothing after a hidden piece: use 'objective: causal'", "objective")
         self.share = share
 
-    def asked(self, backbone: Any, ids: Tensor, names: Sequence[Name]) -> tuple[Tensor, Tensor]:
+    def asked(self, backbone: Any, ids: Tensor, names: Sequence[DrawName]) -> tuple[Tensor, Tensor]:
         shown, asked = masked(ids, backbone, self.share, names)
         return backbone.states(shown)[asked], ids[asked].long()
 
@@ -111,7 +111,7 @@ class Causal(Pieces):
             why = "a model that sees the next piece need not learn to tell it"
             raise OptionError(f"{why}: give the model 'causal: true', or use 'objective: masked'", "objective")
 
-    def asked(self, backbone: Any, ids: Tensor, names: Sequence[Name]) -> tuple[Tensor, Tensor]:
+    def asked(self, backbone: Any, ids: Tensor, names: Sequence[DrawName]) -> tuple[Tensor, Tensor]:
         asked = backbone.pieces(ids)[:, 1:]
         return backbone.states(ids)[:, :-1][asked], ids[:, 1:][asked].long()
 
@@ -128,17 +128,19 @@ class Contrastive(Objective):
         d = backbone.n_features
         self.projection = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, d))
 
-    def loss(self, backbone: nn.Module, x: Tensor, names: Sequence[Name]) -> Tensor:
+    def loss(self, backbone: nn.Module, x: Tensor, names: Sequence[DrawName]) -> Tensor:
         return nt_xent(self._projected(backbone, x, names), self.temperature)
 
-    def right(self, backbone: nn.Module, x: Tensor, names: Sequence[Name]) -> Tensor:
+    def right(self, backbone: nn.Module, x: Tensor, names: Sequence[DrawName]) -> Tensor:
         """Whether of all second views in the batch an image's own is the one most like its first."""
         first, second = self._projected(backbone, x, names).chunk(2)
         return (first @ second.T).argmax(1) == torch.arange(len(x), device=x.device)
 
-    def _projected(self, backbone: nn.Module, x: Tensor, names: Sequence[Name]) -> Tensor:
+    def _projected(self, backbone: nn.Module, x: Tensor, names: Sequence[DrawName]) -> Tensor:
         """(B, ...) -> (2B, d) of length 1: the first views, then the second"""
-        draws = torch.stack([augmentation.table(2, "views", *name) for name in names]).to(x.device)  # (B, draws, 2)
+        draws = torch.stack([augmentation.drawn_numbers(2, "views", *name) for name in names]).to(
+            x.device
+        )  # (B, draws, 2)
         views = [augmentation.augmented(x, draws[..., view].T, self.augment) for view in range(2)]
         return F.normalize(self.projection(backbone(torch.cat(views))), dim=1)
 
@@ -146,7 +148,7 @@ class Contrastive(Objective):
 OBJECTIVES: Mapping[str, Callable[..., Objective]] = {"masked": Masked, "causal": Causal, "contrastive": Contrastive}
 
 
-def masked(ids: Tensor, backbone: Any, share: float, names: Sequence[Name]) -> tuple[Tensor, Tensor]:
+def masked(ids: Tensor, backbone: Any, share: float, names: Sequence[DrawName]) -> tuple[Tensor, Tensor]:
     """What is shown in place of the ids, (B, L), and which places are to be told, (B, L) of bool."""
     draws = torch.stack([torch.rand(3, ids.shape[1], generator=generator("mask", *name)) for name in names], 1)
     chosen, kind, other = draws.to(ids.device)  # (B, L) each

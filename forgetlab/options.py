@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from forgetlab.description import KeyPath, Problem
+
 
 class OptionError(ValueError):
     """An option's value cannot work; a plug-in may raise it with the option's name to say where.
@@ -25,7 +27,7 @@ class OptionError(ValueError):
         self.option = option
 
     @property
-    def keys(self) -> tuple[str | int, ...]:
+    def keys(self) -> KeyPath:
         """The way to the place, from the plug-in's own options on."""
         return tuple(int(key) if key.isdigit() else key for key in self.option.split(".")) if self.option else ()
 
@@ -33,7 +35,7 @@ class OptionError(ValueError):
 class OptionsError(ValueError):
     """Options that do not fit a plug-in's signature: (path of keys, message) for each."""
 
-    def __init__(self, problems: list[tuple[tuple[str | int, ...], str]]) -> None:
+    def __init__(self, problems: list[Problem]) -> None:
         super().__init__("; ".join(f"{'.'.join(map(str, path))}: {message}" for path, message in problems))
         self.problems = problems
 
@@ -61,7 +63,7 @@ class Parameter:
     required: bool
 
 
-def parameters(factory: Callable[..., Any], given: Collection[str] = ()) -> list[Parameter]:
+def parameters_of(factory: Callable[..., Any], given: Collection[str] = ()) -> list[Parameter]:
     """The keys that a factory takes, without those that are given by other means."""
     hints = _hints(factory)
     return [
@@ -70,13 +72,13 @@ def parameters(factory: Callable[..., Any], given: Collection[str] = ()) -> list
     ]
 
 
-def named(factory: Callable[..., Any]) -> dict[str, str]:
+def naming_options(factory: Callable[..., Any]) -> dict[str, str]:
     """The options that name other plug-ins, and the kind of each."""
     marks = {name: get_args(hint)[1:] for name, hint in _hints(factory).items() if get_origin(hint) is Annotated}
     return {name: mark.kind for name, found in marks.items() for mark in found if isinstance(mark, Named)}
 
 
-def paths(factory: Callable[..., Any]) -> set[str]:
+def path_options(factory: Callable[..., Any]) -> set[str]:
     """The options that are paths, which a file gives from where it lies."""
     return {name for name, hint in _hints(factory).items() if hint is Path or Path in get_args(hint)}
 
@@ -100,13 +102,29 @@ def checked(factory: Callable[..., Any], given: Collection[str], options: Mappin
     try:
         return model.model_validate_json(json.dumps(dict(options)), strict=True)
     except ValidationError as error:
-        raise OptionsError(problems(error, list(model.model_fields))) from error
+        raise OptionsError(option_problems(error, list(model.model_fields))) from error
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
     """``; did you mean 'x'?``, or nothing where nothing is near."""
     near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def unknown_key(key: str, valid: Iterable[str] | None = None, within: str = "") -> str:
+    """What is said of a key that nothing takes, with the nearest valid one, or with all where none is near.
+
+    ``valid``: None where it is not known what stands beside it; ``within``: the key that it stands under.
+
+    >>> unknown_key("stren", ["strength"]), unknown_key("x", ["strength", "name"], within="train")
+    ("unknown key 'stren'; did you mean 'strength'?", "unknown key 'x' in train; valid keys: strength, name")
+    """
+    place = f" in {within}" if within else ""
+    if valid is None:
+        return f"unknown key {key!r}{place}"
+    known = list(valid)
+    hint = suggestion(key, known) or f"; valid keys: {', '.join(known) or 'none'}"
+    return f"unknown key {key!r}{place}{hint}"
 
 
 def type_name(annotation: Any) -> str:
@@ -153,16 +171,14 @@ def _limits(metadata: Iterable[Any]) -> str:
     return f" {told}" if told else ""
 
 
-def problems(error: ValidationError, keys: Iterable[str]) -> list[tuple[tuple[str | int, ...], str]]:
+def option_problems(error: ValidationError, keys: Collection[str]) -> list[Problem]:
     """pydantic's errors in our words: an unknown key comes with the nearest valid one."""
-    found: list[tuple[tuple[str | int, ...], str]] = []
+    found: list[Problem] = []
     for item in error.errors(include_url=False):
         path = tuple(key for key in item["loc"] if "[" not in str(key))  # such a key names a branch of a union
         name = next((key for key in reversed(path) if isinstance(key, str)), "")  # of a list's item: the list's
         if item["type"] == "extra_forbidden":
-            valid = list(keys)
-            hint = suggestion(name, valid) or f"; valid keys: {', '.join(valid) or 'none'}"
-            found.append((path, f"unknown key {name!r}{hint}" if len(path) == 1 else f"unknown key {name!r}"))
+            found.append((path, unknown_key(name, keys if len(path) == 1 else None)))
         elif item["type"] == "missing":
             found.append((path, f"{name!r} is missing"))
         else:

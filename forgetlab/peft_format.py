@@ -27,7 +27,13 @@ from forgetlab.store import RunFolder, to_json, write_bytes, write_text
 CONFIG, WEIGHTS, HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
 PREFIX = "base_model.model."
 STARTS = (True, False, None, "gaussian", "eva")  # with these the base model's own weights stay as they are
-UNKNOWN = ("use_dora", "lora_bias", "modules_to_save", "layer_replication", "target_parameters")  # more than A and B
+MORE_THAN_LORA = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "layer_replication",
+    "target_parameters",
+)  # more than A and B
 Factors = tuple[Tensor, Tensor]  # A (r, in), B (out, r)
 
 
@@ -52,7 +58,9 @@ def write(folder: Path, backbone: nn.Module, module: Isolation, base: str | None
     """
     inner, prefix = transformer(backbone)
     above = f"{prefix}." if prefix else ""
-    layers = {path.removeprefix(above): whole_layer(backbone, path, found) for path, found in factors(module).items()}
+    layers = {
+        path.removeprefix(above): whole_layer(backbone, path, found) for path, found in low_rank_factors(module).items()
+    }
     tensors: dict[str, Tensor] = {}
     for path, (a, b) in layers.items():
         tensors |= {f"{PREFIX}{path}.lora_A.weight": a, f"{PREFIX}{path}.lora_B.weight": b}
@@ -82,7 +90,7 @@ def configuration(ranks: Mapping[str, int], scale: float, turned: bool) -> dict[
     }
 
 
-def factors(module: Isolation) -> dict[str, list[tuple[Site, Factors]]]:
+def low_rank_factors(module: Isolation) -> dict[str, list[tuple[Site, Factors]]]:
     """A and B of each site, by the path of the layer that it lies in; a start that is taken off is two factors more.
 
     Raises:
@@ -127,7 +135,7 @@ def read(folder: Path, backbone: nn.Module) -> tuple[dict[str, Any], dict[str, T
         ModulesError: it is something else than LoRA, or does not fit the backbone.
     """
     config = _config(folder)
-    layers, places = _layers(folder), _places(backbone)
+    layers, places = _layers(folder), _sites_by_path(backbone)
     found: dict[str, tuple[Site, Factors, float]] = {}
     for path, (a, b) in layers.items():
         here = [sites for known, sites in places.items() if f".{path}".endswith(f".{known}")]
@@ -155,7 +163,9 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ModulesError(f"{folder} is no folder that peft wrote: it has no {CONFIG}") from error
     if config.get("peft_type") != "LORA":
         raise ModulesError(f"{folder.name} holds {config.get('peft_type')}, not LoRA")
-    more = [name for name in UNKNOWN if config.get(name)] + (["bias"] if config.get("bias", "none") != "none" else [])
+    more = [name for name in MORE_THAN_LORA if config.get(name)] + (
+        ["bias"] if config.get("bias", "none") != "none" else []
+    )
     if more:
         raise ModulesError(f"{folder.name} is more than LoRA's A and B: {', '.join(more)}")
     if (start := config.get("init_lora_weights", True)) not in STARTS:
@@ -185,7 +195,7 @@ def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
     return alpha / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def _places(backbone: nn.Module) -> dict[str, list[Site]]:
+def _sites_by_path(backbone: nn.Module) -> dict[str, list[Site]]:
     """The linear sites by the paths of their layers, as the model inside names them."""
     _, prefix = transformer(backbone)
     found: dict[str, list[Site]] = {}

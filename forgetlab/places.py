@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
+class RolePath:
     """A module path, ``*`` for the layer; where one layer holds several, part ``part`` of ``of`` of its outputs."""
 
     path: str
@@ -19,12 +19,12 @@ class Place:
     of: int = 1
 
 
-def _places(**paths: str | Place) -> dict[str, Place]:
+def _role_paths(**paths: str | RolePath) -> dict[str, RolePath]:
     """Roles with a dot are written with two underscores."""
-    return {role.replace("__", "."): Place(path) if isinstance(path, str) else path for role, path in paths.items()}
+    return {role.replace("__", "."): RolePath(path) if isinstance(path, str) else path for role, path in paths.items()}
 
 
-_OWN = _places(
+_OWN = _role_paths(
     attn__q="blocks.*.attention.q",
     attn__k="blocks.*.attention.k",
     attn__v="blocks.*.attention.v",
@@ -35,7 +35,7 @@ _OWN = _places(
     block="blocks.*",
     embed="positions",
 )
-_BERT = _places(
+_BERT = _role_paths(
     attn__q="encoder.layer.*.attention.self.query",
     attn__k="encoder.layer.*.attention.self.key",
     attn__v="encoder.layer.*.attention.self.value",
@@ -46,7 +46,7 @@ _BERT = _places(
     block="encoder.layer.*",
     embed="embeddings.dropout",
 )
-_VIT = _places(
+_VIT = _role_paths(
     attn__q="layers.*.attention.q_proj",
     attn__k="layers.*.attention.k_proj",
     attn__v="layers.*.attention.v_proj",
@@ -57,17 +57,17 @@ _VIT = _places(
     block="layers.*",
     embed="embeddings.dropout",
 )
-PLACES: Mapping[str, Mapping[str, Place]] = {  # class -> role -> place
+ROLE_PATHS: Mapping[str, Mapping[str, RolePath]] = {  # class -> role -> place
     "ViT": _OWN,
     "Transformer": _OWN,
-    "MLP": _places(mlp__in="layers.*.0", block="layers.*"),
-    "CNN": _places(block="layers.*"),
+    "MLP": _role_paths(mlp__in="layers.*.0", block="layers.*"),
+    "CNN": _role_paths(block="layers.*"),
     "BertModel": _BERT,
     "RobertaModel": _BERT,
-    "GPT2Model": _places(
-        attn__q=Place("h.*.attn.c_attn", 0, 3),
-        attn__k=Place("h.*.attn.c_attn", 1, 3),
-        attn__v=Place("h.*.attn.c_attn", 2, 3),
+    "GPT2Model": _role_paths(
+        attn__q=RolePath("h.*.attn.c_attn", 0, 3),
+        attn__k=RolePath("h.*.attn.c_attn", 1, 3),
+        attn__v=RolePath("h.*.attn.c_attn", 2, 3),
         attn__kv="h.*.attn",
         attn__out="h.*.attn.c_proj",
         mlp__in="h.*.mlp.c_fc",
@@ -75,7 +75,7 @@ PLACES: Mapping[str, Mapping[str, Place]] = {  # class -> role -> place
         block="h.*",
         embed="drop",
     ),
-    "DistilBertModel": _places(
+    "DistilBertModel": _role_paths(
         attn__q="transformer.layer.*.attention.q_lin",
         attn__k="transformer.layer.*.attention.k_lin",
         attn__v="transformer.layer.*.attention.v_lin",
@@ -88,11 +88,11 @@ PLACES: Mapping[str, Mapping[str, Place]] = {  # class -> role -> place
     ),
     "ViTModel": _VIT,
     "DeiTModel": _VIT,
-    "Dinov2Model": {role: Place(place.path.replace("layers.*", "encoder.layer.*")) for role, place in _VIT.items()},
-    "VisionTransformer": _places(  # timm's
-        attn__q=Place("blocks.*.attn.qkv", 0, 3),
-        attn__k=Place("blocks.*.attn.qkv", 1, 3),
-        attn__v=Place("blocks.*.attn.qkv", 2, 3),
+    "Dinov2Model": {role: RolePath(place.path.replace("layers.*", "encoder.layer.*")) for role, place in _VIT.items()},
+    "VisionTransformer": _role_paths(  # timm's
+        attn__q=RolePath("blocks.*.attn.qkv", 0, 3),
+        attn__k=RolePath("blocks.*.attn.qkv", 1, 3),
+        attn__v=RolePath("blocks.*.attn.qkv", 2, 3),
         attn__kv="blocks.*.attn.keys_values",
         attn__out="blocks.*.attn.proj",
         mlp__in="blocks.*.mlp.fc1",
@@ -103,9 +103,9 @@ PLACES: Mapping[str, Mapping[str, Place]] = {  # class -> role -> place
 }
 
 
-def places_of(module: object) -> Mapping[str, Place] | None:
+def role_paths_of(module: object) -> Mapping[str, RolePath] | None:
     """A module's roles and where they are, by its own word or by its class; None where nothing is known."""
-    own: Mapping[str, str | Place] | None = getattr(type(module), "places", None)
+    own: Mapping[str, str | RolePath] | None = getattr(type(module), "places", None)
     if own is None:
-        return PLACES.get(type(module).__name__)
-    return {role: place if isinstance(place, Place) else Place(place) for role, place in own.items()}
+        return ROLE_PATHS.get(type(module).__name__)
+    return {role: place if isinstance(place, RolePath) else RolePath(place) for role, place in own.items()}

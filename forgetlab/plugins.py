@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from forgetlab import options
-from forgetlab.options import Named, OptionError, OptionsError, Parameter, Spec, problems, suggestion
+from forgetlab.options import Named, OptionError, OptionsError, Parameter, Spec, suggestion
 
 ENTRY_POINTS = "forgetlab.plugins"
 
@@ -52,7 +52,6 @@ __all__ = [
     "named",
     "parameters",
     "paths",
-    "problems",
     "register",
     "resolve",
     "suggestion",
@@ -197,7 +196,7 @@ def arguments(plugin: Plugin, chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 def paths(plugin: Plugin) -> set[str]:
     """The options of a plug-in that are paths."""
-    return options.paths(plugin.factory)
+    return options.path_options(plugin.factory)
 
 
 def fields(plugin: Plugin) -> Mapping[str, FieldInfo]:
@@ -207,12 +206,12 @@ def fields(plugin: Plugin) -> Mapping[str, FieldInfo]:
 
 def named(plugin: Plugin) -> dict[str, str]:
     """The options of a plug-in that name other plug-ins, and the kind of each."""
-    return options.named(plugin.factory)
+    return options.naming_options(plugin.factory)
 
 
 def parameters(plugin: Plugin) -> list[Parameter]:
     """The keys that a plug-in takes in a scenario file."""
-    return options.parameters(plugin.factory, KINDS[plugin.kind].given)
+    return options.parameters_of(plugin.factory, KINDS[plugin.kind].given)
 
 
 def discover() -> None:

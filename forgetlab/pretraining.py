@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from forgetlab.batch import Batch
 from forgetlab.data import TensorLoader, TensorTask, batches, together
-from forgetlab.description import Budget, Run, Spec, Train
+from forgetlab.description import Budget, ResolvedSpec, Run, Train
 from forgetlab.fingerprint import start_key
 from forgetlab.loop import Diverged, Loop, make_optimizer
 from forgetlab.network import SharedNetwork
-from forgetlab.objectives import Name, Objective, Pieces, made
+from forgetlab.objectives import DrawName, Objective, Pieces, made
 from forgetlab.scenario import Scenario, Task, as_input, pretraining_tasks
 from forgetlab.seeding import drawn_from, generator, reseed
 from forgetlab.store import LOCKS, write_bytes
@@ -29,7 +29,7 @@ BATCH = 512
 SUPERVISED = "supervised"  # the objective that needs labels; its head is that of a network
 _made: dict[str, dict[str, Tensor]] = {}  # starts of this process, by key
 
-Answers = Callable[[Batch, list[Name]], Tensor]
+Answers = Callable[[Batch, list[DrawName]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Start:
 
     tensors: dict[str, Tensor]  # of a network: backbone.* and head.*
     tasks: tuple[Task, ...]
-    pretrain: Spec  # as a run holds it
+    pretrain: ResolvedSpec  # as a run holds it
 
     def load_into(self, backbone: nn.Module) -> None:
         """Give a backbone the pretrained weights."""
@@ -89,7 +89,7 @@ class Start:
         backbone.train(was_training)
         return torch.cat(found).double().mean().item()
 
-    def _test(self, device: torch.device) -> Iterator[tuple[Batch, list[Name]]]:
+    def _test(self, device: torch.device) -> Iterator[tuple[Batch, list[DrawName]]]:
         for i, task in enumerate(self.tasks):
             first = 0
             for batch in batches(TensorTask.of(task.test, 0, device), BATCH, device):
@@ -130,13 +130,13 @@ def _kept(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
     return load(path.read_bytes())
 
 
-def settings(pretrain: Spec, train: Mapping[str, Any] | None = None) -> Train:
+def settings(pretrain: ResolvedSpec, train: Mapping[str, Any] | None = None) -> Train:
     """How the backbone is trained: as the file says under ``train:``, but for an augmentation of the stage's own."""
     given = pretrain["train"] if train is None else train
     return Train(**{**given, **({"augment": pretrain["augment"]} if "augment" in pretrain else {})})
 
 
-def tried(pretrain: Spec, train: Train, backbone: nn.Module, x: Tensor) -> None:
+def try_objective(pretrain: ResolvedSpec, train: Train, backbone: nn.Module, x: Tensor) -> None:
     """Let a backbone answer two samples x (2, ...) as its pretraining will ask it.
 
     Raises:

@@ -29,7 +29,7 @@ MOST_SHOWN = 10  # tasks of which samples are shown
 MOST_LABELLED = 20  # classes: beyond, they are numbered
 
 
-def table(scenario: Scenario, width: int = 80) -> Table:
+def task_table(scenario: Scenario, width: int = 80) -> Table:
     """One row per task: how many rows it has, and its classes by name, cut to the width."""
     from rich.table import Table as RichTable
 
@@ -50,7 +50,7 @@ def table(scenario: Scenario, width: int = 80) -> Table:
     return shown
 
 
-def told(scenario: Scenario, setting: str | None = None) -> list[str]:
+def stream_facts(scenario: Scenario, setting: str | None = None) -> list[str]:
     """What kind of stream it is, what the learner is told, and what a row is."""
     n, tasks = scenario.n_classes, scenario.tasks
     x = tasks[0].train.x

@@ -43,7 +43,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def columns(summaries: Iterable[Summary]) -> dict[str, list[str]]:
+def price_columns(summaries: Iterable[Summary]) -> dict[str, list[str]]:
     """The table of prices, column by column: header to cells; empty where no strategy attaches anything."""
     rows = {s.label: s for s in summaries if all(s.cells.get(name) is not None for name in SHOWN)}
     if not rows:

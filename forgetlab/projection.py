@@ -1,4 +1,4 @@
-"""What a run shows in a tracker: its parameters, metrics in the order that they are looked at, files, and the note.
+"""The view of a run in a tracker: its parameters, metrics in the order that they are looked at, files, and the note.
 
 A strategy over its seeds and a single seed show the same things; a single seed has no intervals.
 """
@@ -35,7 +35,7 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
     return {key: part for one in parts for key, part in one.items()}
 
 
-def shared(descriptions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def same_for_all_seeds(descriptions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What holds for all seeds; where a search chose for each of them, all that it chose.
 
     >>> shared([{"seed": 0, "train.lr": 0.1, "tuned.values.k": 1}, {"seed": 1, "train.lr": 0.1, "tuned.values.k": 2}])
@@ -49,7 +49,7 @@ def shared(descriptions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def curves(results: Sequence[Result]) -> Curves:
+def thinned_curves(results: Sequence[Result]) -> Curves:
     """The mean over seeds (of one seed: itself) at each step, thinned where tasks are very many."""
     series = report.mean_step_metrics(results)
     tasks = list(dict.fromkeys(name.split("/")[1] for name in series if "/task_" in name))

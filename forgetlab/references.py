@@ -77,7 +77,7 @@ class Separate(Learner):
 
 
 @register("reference", "ridge")
-def ridge(strength: PositiveFloat = 1e-3) -> Learner:
+def ridge_reference(strength: PositiveFloat = 1e-3) -> Learner:
     """Closed-form ridge on the frozen starting backbone, `forgetlab.classifier.Ridge`; sums are kept, no sample is."""
     return ClosedForm(Ridge(strength))
 

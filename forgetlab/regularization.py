@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from forgetlab import gaussians
 from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.batch import UNKNOWN, Batch
+from forgetlab.competing_classes import classes_at_test
 from forgetlab.data import batches
 from forgetlab.seeding import generator
 from forgetlab.sites import blocks
@@ -38,6 +39,7 @@ __all__ = [
     "answers",
     "changing",
     "chosen",
+    "classes_at_test",
     "entering",
     "features",
     "frozen_copy",

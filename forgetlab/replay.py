@@ -20,13 +20,13 @@ from torch.nn import functional as F
 from forgetlab import latent
 from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.batch import Batch
+from forgetlab.competing_classes import MASK, among, competes, widened
 from forgetlab.data import TensorLoader, batches
-from forgetlab.network import MASK
 from forgetlab.seeding import generator
 from forgetlab.slots import Slots, equal_shares
 from forgetlab.teacher import changing
 
-__all__ = ["MASK", "Batch", "Memory", "Rehearsal", "Sampler", "Slots", "equal_shares"]
+__all__ = ["MASK", "Batch", "Memory", "Rehearsal", "Sampler", "Slots", "among", "competes", "equal_shares", "widened"]
 
 
 class Passes(Iterable[Batch]):

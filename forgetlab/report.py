@@ -1,4 +1,4 @@
-"""Projects stored results to one row per strategy, to comparison tables, and to curves over the tasks."""
+"""Stored results as one row per strategy, as comparison tables, and as curves over the tasks."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _values(run: Finished, results: Sequence[Result]) -> dict[str, float | None]
     """Everything that one run shows as a single number."""
     result = run.result
     guess = chance(result)
-    values = metrics.own_metrics(result.accuracy, result.accuracy_initial) | result.metrics
+    values = metrics.own_metrics(result.accuracy, result.accuracy_initial, stored=result.metrics)
     values |= metrics.relative_metrics(
         result.accuracy, _reference("joint", result, results), _reference("separate", result, results), guess
     )
@@ -224,7 +224,7 @@ def markdown(summaries: Sequence[Summary], title: str) -> str:
     for heading, rows in _sections(summaries):
         lines += [f"### {heading}", "", *markdown_lines(_columns(rows))]
         lines += ["", _foot(rows), ""]
-    if paid := prices.columns(summaries):
+    if paid := prices.price_columns(summaries):
         lines += [f"### {PRICE}", "", *markdown_lines(paid), ""]
     return "\n".join([*lines, NOTE, ""])
 
@@ -236,7 +236,7 @@ def table(summaries: Sequence[Summary]) -> Group:
     from rich.text import Text
 
     tables = [(heading, _foot(rows), _columns(rows)) for heading, rows in _sections(summaries)]
-    paid = prices.columns(summaries)
+    paid = prices.price_columns(summaries)
     parts: list[Table | Text] = []
     for heading, foot, content in [*tables, *([(PRICE, None, paid)] if paid else [])]:
         part = Table(title=heading, caption=foot, title_justify="left", caption_justify="left")

@@ -175,7 +175,7 @@ def report(path: Path, name: str | None, console: Any) -> int:
         console.print(f"[bold]{plugin.kind} {plugin.name}[/bold] ({path.name}, {starts_at(plugin)})", highlight=False)
         for verdict in verdicts(plugin):
             broken += not verdict.holds
-            console.print(told(verdict, known))
+            console.print(verdict_lines(verdict, known))
             known |= {*verdict.broken}
         if plugin.kind == "isolation":
             console.print(tried_on(plugin), markup=False, highlight=False)
@@ -186,7 +186,7 @@ def report(path: Path, name: str | None, console: Any) -> int:
     return 0
 
 
-def told(verdict: Verdict, known: Collection[str]) -> Any:
+def verdict_lines(verdict: Verdict, known: Collection[str]) -> Any:
     """A verdict as it is printed, its lines below each other; what is ``known`` is not told at length again."""
     from rich.table import Table
     from rich.text import Text

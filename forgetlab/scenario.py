@@ -24,7 +24,7 @@ from forgetlab.seeding import generator
 
 Setting = Literal["class-incremental", "task-incremental", "domain-incremental", "data-incremental"]
 
-Changes = Mapping[str, Callable[[Tensor], Tensor]]  # of a domain's name to what it does with inputs (N, ...)
+DomainChanges = Mapping[str, Callable[[Tensor], Tensor]]  # of a domain's name to what it does with inputs (N, ...)
 
 
 class Samples(NamedTuple):

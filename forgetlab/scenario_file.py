@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from forgetlab import choices, plugins
-from forgetlab.description import ORACLE, Choice, Spec
-from forgetlab.options import OptionsError, problems, suggestion
-from forgetlab.yaml_file import FileErrors, Problem, parse
+from forgetlab.description import ORACLE, Choice, KeyPath, ResolvedSpec
+from forgetlab.options import OptionsError, option_problems, suggestion, unknown_key
+from forgetlab.yaml_file import FileErrors, FileProblem, parse
 
-Place = tuple[str | int, ...]  # keys and indices from the top of the file
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -26,16 +25,16 @@ class ScenarioFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.document = parse(path)
-        self.problems: list[Problem] = []
-        self.shorthands: dict[Place, Place] = {}  # where the file has what is elsewhere in the whole form
+        self.problems: list[FileProblem] = []
+        self.shorthands: dict[KeyPath, KeyPath] = {}  # where the file has what is elsewhere in the whole form
         self.incomplete = False  # plug-ins are missing, so that a name is unknown says nothing
         self.searches = self.document.data.get("tuning") is not None
         self.choices: list[Choice] = []  # options with several values, of which a search chooses
 
-    def refuse(self, place: Place, message: str, *, of_key: bool = False) -> None:
+    def refuse(self, place: KeyPath, message: str, *, of_key: bool = False) -> None:
         whole = max((p for p in self.shorthands if place[: len(p)] == p), key=len, default=())
         place = (*self.shorthands.get(whole, ()), *place[len(whole) :])
-        self.problems.append(Problem(*self.document.position(place, of_key=of_key), message))
+        self.problems.append(FileProblem(*self.document.position(place, of_key=of_key), message))
 
     def stop_if_refused(self) -> None:
         """Where the text itself is wrong, what else is said of the same place follows from that."""
@@ -44,15 +43,14 @@ class ScenarioFile:
         if found or told:
             raise FileErrors(self.path, self.document.problems + found)
 
-    def known(self, given: Mapping[str, Any], valid: Collection[str], place: Place) -> dict[str, Any]:
+    def known(self, given: Mapping[str, Any], valid: Collection[str], place: KeyPath) -> dict[str, Any]:
         """The given values without those that nothing takes."""
-        within = f" in {_key(place)}" if place else ""
+        within = _key(place) if place else ""
         for key in [key for key in given if key not in valid]:
-            hint = suggestion(key, valid) or f"; valid keys: {', '.join(valid) or 'none'}"
-            self.refuse((*place, key), f"unknown key {key!r}{within}{hint}", of_key=True)
+            self.refuse((*place, key), unknown_key(key, valid, within), of_key=True)
         return {key: value for key, value in given.items() if key in valid}
 
-    def section(self, model: type[M], given: Any, place: Place) -> M:
+    def section(self, model: type[M], given: Any, place: KeyPath) -> M:
         """The model, with a default in place of each value that does not fit."""
         if not isinstance(given, dict):
             self.refuse(place, f"{_key(place)!r} must be a mapping of keys to values")
@@ -81,13 +79,13 @@ class ScenarioFile:
                 self.refuse(("plugins", i), str(error))
                 self.incomplete = True
 
-    def spec(self, kinds: tuple[str, ...], given: Any, place: Place) -> Spec | None:
+    def spec(self, kinds: tuple[str, ...], given: Any, place: KeyPath) -> ResolvedSpec | None:
         """A plug-in of one of these kinds and all its options; None where that was refused."""
         named = self.named(given, place)
         plugin = self.plugin(kinds, named["name"], place) if named else None
         return self.options(plugin, named, place) if named and plugin else None
 
-    def named(self, given: Any, place: Place) -> Spec | None:
+    def named(self, given: Any, place: KeyPath) -> ResolvedSpec | None:
         """A name alone, or a mapping with a name and options, as the latter."""
         if isinstance(given, str):
             return {"name": given}
@@ -97,7 +95,7 @@ class ScenarioFile:
         self.refuse((*place, "name"), f"{_key(place)!r} {'is missing' if given is None else form}")
         return None
 
-    def plugin(self, kinds: tuple[str, ...], name: str, place: Place) -> plugins.Plugin | None:
+    def plugin(self, kinds: tuple[str, ...], name: str, place: KeyPath) -> plugins.Plugin | None:
         told = []
         for kind in kinds:
             try:
@@ -111,7 +109,7 @@ class ScenarioFile:
             self.refuse((*place, "name"), message)
         return None
 
-    def options(self, plugin: plugins.Plugin, named: Spec, place: Place) -> Spec | None:
+    def options(self, plugin: plugins.Plugin, named: ResolvedSpec, place: KeyPath) -> ResolvedSpec | None:
         given = {key: value for key, value in named.items() if key != "name"}
         given = self.known(given, [p.name for p in plugins.parameters(plugin)], place)
         refused = self._nested(plugin, given, place)
@@ -127,13 +125,13 @@ class ScenarioFile:
             return None
         return None if refused | unfit else resolved
 
-    def _refuse_options(self, error: OptionsError, place: Place, told: set[str]) -> None:
+    def _refuse_options(self, error: OptionsError, place: KeyPath, told: set[str]) -> None:
         """Refuse each option that was not refused before."""
         for where, message in error.problems:
             if not {*where[:1]} & told:
                 self.refuse((*place, *where), message)
 
-    def _nested(self, plugin: plugins.Plugin, given: dict[str, Any], place: Place) -> set[str]:
+    def _nested(self, plugin: plugins.Plugin, given: dict[str, Any], place: KeyPath) -> set[str]:
         """Put whole specs in the place of those that options name; returns the options in which one was refused."""
         for option, kind in plugins.named(plugin).items():
             value = given.get(option)
@@ -153,10 +151,10 @@ def _validated(model: type[M], given: Mapping[str, Any]) -> M:
         return model.model_validate_json(json.dumps(given), strict=True)
     except ValidationError as error:
         of_all = [((), i["msg"].removeprefix("Value error, ")) for i in error.errors() if not i["loc"]]
-        raise OptionsError(of_all or problems(error, model.model_fields)) from error
+        raise OptionsError(of_all or option_problems(error, model.model_fields)) from error
 
 
-def _key(place: Place) -> str:
+def _key(place: KeyPath) -> str:
     return [step for step in place if isinstance(step, str)][-1]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from forgetlab.network import MASK
+from forgetlab.competing_classes import widened
 
 Score = Callable[[Tensor, Tensor], float | None]
 
@@ -44,6 +44,6 @@ def scored(names: Iterable[str], outputs: Iterable[tuple[Tensor, Tensor]]) -> di
     """The named scores of (logits, labels) in batches, without those that are undefined."""
     logits, labels = zip(*outputs, strict=True)
     width = max(part.shape[1] for part in logits)
-    whole = torch.cat([F.pad(part, (0, width - part.shape[1]), value=MASK) for part in logits])
+    whole = torch.cat([widened(part, width) for part in logits])
     values = {name: SCORES[name](whole, torch.cat(labels)) for name in names}
     return {name: value for name, value in values.items() if value is not None}

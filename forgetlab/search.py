@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 
 from forgetlab import engine
-from forgetlab.description import Choice, Experiment, Part, Run, Strategy, Tuned
+from forgetlab.description import Choice, Experiment, Run, Strategy, StreamPart, Tuned
 from forgetlab.seeding import generator
-from forgetlab.tuning import Number, Space, about, n_trials, names, placed, space
+from forgetlab.tuning import Number, Space, about, choice_names, n_trials, space, with_values
 
 SPENT = ("samples_seen", "samples_replayed", "updates")  # what a search takes, trained on the search's tasks
 Values = tuple[Number, ...]  # one for each choice
@@ -46,7 +46,7 @@ class Search(NamedTuple):
         run, tuning = self.experiment.run(strategy, seed), self.experiment.tuning
         assert tuning is not None
         protocol = run.protocol.model_copy(update={"evaluate_on": "validation"})
-        part = Part(last=tuning.tasks, validation=tuning.validation)
+        part = StreamPart(last=tuning.tasks, validation=tuning.validation)
         given = {"protocol": protocol, "part": part, "scenario": tuning.scenario or run.scenario}
         return run.model_copy(update=given)
 
@@ -90,10 +90,10 @@ def chosen_by(search: Search, attempt: Try) -> tuple[Tuned, dict[str, Any]]:
 
 def _trial(search: Search, choices: Space, values: Values, number: str, attempt: Try) -> dict[str, Any]:
     """What came of one trial."""
-    named = dict(zip(names(search.entry, choices), values, strict=True))
+    named = dict(zip(choice_names(search.entry, choices), values, strict=True))
     written = ", ".join(f"{name}={value:g}" for name, value in named.items())
     folder = ",".join(f"{name}={value!r}" for name, value in named.items())
-    strategy = placed(search.entry, choices, values).model_copy(update={"name": f"{search.entry.name}.{folder}"})
+    strategy = with_values(search.entry, choices, values).model_copy(update={"name": f"{search.entry.name}.{folder}"})
     done = [attempt(search.run(strategy, seed), f"{number} ({written})") for seed in search.seeds]
     scores = [one.score for one in done if one.score is not None]
     totals = [one.counts.get("total", {}) for one in done]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from forgetlab.store import RunFolder, Store
 
 
-def compare(store: Store, name: str, description: Mapping[str, Any], markdown: bool) -> None:
+def print_comparison(store: Store, name: str, description: Mapping[str, Any], markdown: bool) -> None:
     """The table of what was run last under a name; what else is in its folder had other settings."""
     experiment = Experiment.model_validate(description)
     runs = [(entry, seed) for entry in experiment.entries for seed in experiment.seeds]
@@ -32,12 +32,12 @@ def compare(store: Store, name: str, description: Mapping[str, Any], markdown: b
         say(f"{name}: {len(done)} of {len(runs)} runs are finished; 'forgetlab run' of its file goes on")
 
 
-def project(experiment: Experiment, folders: list[RunFolder], text: str) -> None:
+def show_in_mlflow(experiment: Experiment, folders: list[RunFolder], text: str) -> None:
     """Fill MLflow; the run folders hold everything, so a store that cannot be reached stops nothing."""
-    from forgetlab.tracking import project
+    from forgetlab.tracking import update_view
 
     try:
-        project(experiment.name, folders, experiment.tracking.uri, resolved_file=text)
+        update_view(experiment.name, folders, experiment.tracking.uri, resolved_file=text)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         say(f"MLflow at {experiment.tracking.uri} was not filled: {reason}; the same command tries again")
@@ -81,7 +81,7 @@ def print_modules(folder: RunFolder) -> None:
         about, numbers, size = modules.sizes(path)
         moved = f"{trained[task]:,}" if task < len(trained) else "-"
         classes = ", ".join(map(str, about.get("classes", [])))
-        cells = (str(task), about["task"], classes, attached(about.get("sites", [])), moved)
+        cells = (str(task), about["task"], classes, attached_at(about.get("sites", [])), moved)
         table.add_row(*cells, f"{numbers:,}", f"{size:,}")
     console.print(table)
     for name in ("shared", "router"):
@@ -96,7 +96,7 @@ def right(*names: str) -> list[Any]:
     return [Column(name, justify="right") for name in names]
 
 
-def attached(sites: Sequence[Mapping[str, Any]]) -> str:
+def attached_at(sites: Sequence[Mapping[str, Any]]) -> str:
     """Roles and their layers.
 
     >>> attached([{"role": "attn.q", "layer": 0}, {"role": "attn.v", "layer": 0}, {"role": "attn.q", "layer": 1}])

@@ -12,7 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from forgetlab.places import Place, places_of
+from forgetlab.places import RolePath, role_paths_of
 from forgetlab.plugins import OptionError
 
 LinearRole = Literal["attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.out"]  # one linear layer
@@ -70,7 +70,7 @@ def transformer(backbone: nn.Module) -> tuple[nn.Module, str]:
     """
     inside = [("", backbone)]
     for path, module in inside:  # level by level: the list grows
-        if places_of(module) is not None:
+        if role_paths_of(module) is not None:
             return module, path
         inside += [(_joined(path, name), child) for name, child in module.named_children()]
     raise OptionError(f"a {type(backbone).__name__.lower()} has no known sites to attach to", "sites")
@@ -79,7 +79,7 @@ def transformer(backbone: nn.Module) -> tuple[nn.Module, str]:
 def blocks(backbone: nn.Module) -> list[nn.Module]:
     """The layers, first to last."""
     inner, _ = transformer(backbone)
-    return [inner.get_submodule(path) for path in _paths(inner, (places_of(inner) or {})["block"].path)]
+    return [inner.get_submodule(path) for path in _paths(inner, (role_paths_of(inner) or {})["block"].path)]
 
 
 def find_sites(backbone: nn.Module, roles: Iterable[str], layers: Layers = None) -> list[Site]:
@@ -89,8 +89,8 @@ def find_sites(backbone: nn.Module, roles: Iterable[str], layers: Layers = None)
         OptionError: the backbone has no such place.
     """
     inner, prefix = transformer(backbone)
-    places = {**(places_of(inner) or {})}
-    places["whole"] = Place("")
+    places = {**(role_paths_of(inner) or {})}
+    places["whole"] = RolePath("")
     if "attn.kv" in places:  # a sequence goes through the layers, and may be longer
         places |= {"tokens": places["block"], "side": places["block"]}
     n_layers, found = len(blocks(backbone)), []
@@ -107,7 +107,7 @@ def find_sites(backbone: nn.Module, roles: Iterable[str], layers: Layers = None)
     return sorted(found, key=lambda site: (site.layer, ROLES.index(site.role)))
 
 
-def _told(places: Mapping[str, Place]) -> str:
+def _told(places: Mapping[str, RolePath]) -> str:
     return ", ".join(role for role in ROLES if role in places)
 
 
@@ -132,7 +132,7 @@ def _joined(prefix: str, path: str) -> str:
     return ".".join(filter(None, (prefix, path)))
 
 
-def _site(backbone: nn.Module, role: str, layer: int, layers: int, path: str, place: Place) -> Site:
+def _site(backbone: nn.Module, role: str, layer: int, layers: int, path: str, place: RolePath) -> Site:
     module = backbone.get_submodule(path)
     if role in LINEAR:
         tensors, span = linear_tensors(module, place)
@@ -143,7 +143,7 @@ def _site(backbone: nn.Module, role: str, layer: int, layers: int, path: str, pl
     return Site(role, layer, layers, path, entering, leaving, _heads(backbone), tensors)
 
 
-def linear_tensors(module: nn.Module, place: Place) -> tuple[dict[str, Tensor], tuple[int, int] | None]:
+def linear_tensors(module: nn.Module, place: RolePath) -> tuple[dict[str, Tensor], tuple[int, int] | None]:
     """The frozen weight (out, in) and bias of one linear role, and its slice of the layer's outputs."""
     weight, bias = upright(module), getattr(module, "bias", None)
     n = weight.shape[0] // place.of

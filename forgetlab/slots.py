@@ -6,10 +6,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from forgetlab.batch import Batch
-from forgetlab.network import MASK
+from forgetlab.competing_classes import widened
 from forgetlab.scenario import as_input
 
 
@@ -29,7 +28,7 @@ class Slots:
     def write(self, places: Tensor, batch: Batch) -> None:
         """Put sample i of the batch into places[i]; places may lie at most at the end of what is filled.
 
-        Logits get wider as classes come: those of samples that are here already are filled up with MASK.
+        Logits get wider as classes come: those of samples that are here already are widened.
         """
         x = (batch.x * 255).round().to(torch.uint8) if self.as_bytes else batch.x
         columns = {"x": x, "y": batch.y, "task": batch.task, **batch.extra, **self._mark(batch)}
@@ -38,7 +37,7 @@ class Slots:
             if kept is None:
                 kept = value.new_zeros((self.capacity, *value.shape[1:]))
             elif kept.shape[1:] != value.shape[1:]:
-                kept = F.pad(kept, (0, value.shape[-1] - kept.shape[-1]), value=MASK)
+                kept = widened(kept, value.shape[-1])
             kept[places] = value.detach()
             self.tensors[name] = kept
         if len(places):

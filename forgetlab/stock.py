@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any, get_args
 
-from forgetlab.description import Protocol, Spec
-from forgetlab.options import OptionError, suggestion, type_name
+from forgetlab.description import Protocol, ResolvedSpec
+from forgetlab.options import OptionError, suggestion, type_name, unknown_key
 
 KINDS = {"plugin": "plug-in", "strategy": "strategy"}
 WORDS = re.compile(r":param (\w+):\s*(.+?)(?=\s*(?::param|:return|\Z))", re.DOTALL)  # on a parameter, in a docstring
@@ -36,7 +36,7 @@ GIVEN = {  # what the run gives, and where it comes from
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StockVerdict:
     """Whether a name can be run, and under which protocols."""
 
     refused: str = ""  # why it cannot
@@ -50,25 +50,27 @@ class Verdict:
         return ", ".join(filter(None, [heads, "loss_classes: seen" if self.seen_only else ""]))
 
 
-RUNS = Verdict()
+RUNS = StockVerdict()
 EVALUATING = "it leaves the model in evaluation mode while it trains"
 BRINGS = "it brings a pretrained model of its own, so it does not start where the others start"
 ONE_HEAD = ("growing", "fixed")
-CWR = Verdict(heads=ONE_HEAD, seen_only=True, why=f"it looks for the one layer that answers, and {EVALUATING}")
-RWALK = Verdict(heads=ONE_HEAD, seen_only=True, why=f"it knows no weights that a task brings, and {EVALUATING}")
-DER = Verdict(heads=("fixed",), why="it holds logits against those that it kept, so their number may not grow")
+CWR = StockVerdict(heads=ONE_HEAD, seen_only=True, why=f"it looks for the one layer that answers, and {EVALUATING}")
+RWALK = StockVerdict(heads=ONE_HEAD, seen_only=True, why=f"it knows no weights that a task brings, and {EVALUATING}")
+DER = StockVerdict(heads=("fixed",), why="it holds logits against those that it kept, so their number may not grow")
 
-BIC = Verdict("it refuses a model that can be asked with tasks, as ours can")
-COPE = Verdict("it takes the last linear layer of the model, which is not its head here, for an embedding")
-GSS = Verdict("it adds the gradients that it measures to those of the step, and stores again what it replays")
-LFL = Verdict("it needs a model with Avalanche's get_features()")
-MIR = Verdict("it is made for online streams: it never replays the classes of the task before")
-SI = Verdict("on a CPU its copies of the weights are the weights, so nothing matters to it; use 'regularization: si'")
-CLASS_MEANS = Verdict("it needs a model with one of Avalanche's classifiers by class means")
-GENERATOR = Verdict("it needs a generator, which no file can name")
-AUTOENCODER = Verdict("it trains an autoencoder, which answers no classes")
+BIC = StockVerdict("it refuses a model that can be asked with tasks, as ours can")
+COPE = StockVerdict("it takes the last linear layer of the model, which is not its head here, for an embedding")
+GSS = StockVerdict("it adds the gradients that it measures to those of the step, and stores again what it replays")
+LFL = StockVerdict("it needs a model with Avalanche's get_features()")
+MIR = StockVerdict("it is made for online streams: it never replays the classes of the task before")
+SI = StockVerdict(
+    "on a CPU its copies of the weights are the weights, so nothing matters to it; use 'regularization: si'"
+)
+CLASS_MEANS = StockVerdict("it needs a model with one of Avalanche's classifiers by class means")
+GENERATOR = StockVerdict("it needs a generator, which no file can name")
+AUTOENCODER = StockVerdict("it trains an autoencoder, which answers no classes")
 
-PLUGINS: Mapping[str, Verdict] = {
+PLUGINS: Mapping[str, StockVerdict] = {
     **dict.fromkeys(("AGEMPlugin", "EWCPlugin", "FromScratchTrainingPlugin", "GDumbPlugin", "GEMPlugin"), RUNS),
     **dict.fromkeys(("LwFPlugin", "MASPlugin", "ReplayPlugin"), RUNS),
     "CWRStarPlugin": CWR,
@@ -82,42 +84,48 @@ PLUGINS: Mapping[str, Verdict] = {
     "LFLPlugin": LFL,
     "MIRPlugin": MIR,
     "SynapticIntelligencePlugin": SI,
-    "EarlyStoppingPlugin": Verdict("it reads Avalanche's own evaluation; 'protocol: {budget: ...}' says when to stop"),
-    "EvaluationPlugin": Verdict("the scores are ForgetLab's own"),
-    "FeatureDistillationPlugin": Verdict("it needs a model that keeps its features in an attribute"),
-    "LRSchedulerPlugin": Verdict("it holds the scheduler of one optimizer, but each task has a fresh one"),
-    "PPPloss": Verdict("it is a loss, that of CoPE"),
-    "RARPlugin": Verdict("it traces the model symbolically, which a model that masks classes does not allow"),
-    "SupervisedPlugin": Verdict("it is what plug-ins are built on, and does nothing"),
+    "EarlyStoppingPlugin": StockVerdict(
+        "it reads Avalanche's own evaluation; 'protocol: {budget: ...}' says when to stop"
+    ),
+    "EvaluationPlugin": StockVerdict("the scores are ForgetLab's own"),
+    "FeatureDistillationPlugin": StockVerdict("it needs a model that keeps its features in an attribute"),
+    "LRSchedulerPlugin": StockVerdict("it holds the scheduler of one optimizer, but each task has a fresh one"),
+    "PPPloss": StockVerdict("it is a loss, that of CoPE"),
+    "RARPlugin": StockVerdict("it traces the model symbolically, which a model that masks classes does not allow"),
+    "SupervisedPlugin": StockVerdict("it is what plug-ins are built on, and does nothing"),
 }
-STRATEGIES: Mapping[str, Verdict] = {
+STRATEGIES: Mapping[str, StockVerdict] = {
     **dict.fromkeys(("AGEM", "Cumulative", "ER_ACE", "EWC", "FromScratchTraining", "GDumb", "GEM"), RUNS),
     **dict.fromkeys(("LwF", "MAS", "MER", "Naive", "Replay"), RUNS),
     "CWRStar": CWR,
     "DER": DER,
     **dict.fromkeys(("AETraining", "VAETraining"), AUTOENCODER),
-    **dict.fromkeys(("AR1", "LearningToPrompt"), Verdict(BRINGS)),
-    **dict.fromkeys(("ExpertGateStrategy", "PackNet", "PNNStrategy", "SCR"), Verdict("it needs its own kind of model")),
+    **dict.fromkeys(("AR1", "LearningToPrompt"), StockVerdict(BRINGS)),
+    **dict.fromkeys(
+        ("ExpertGateStrategy", "PackNet", "PNNStrategy", "SCR"), StockVerdict("it needs its own kind of model")
+    ),
     "BiC": BIC,
     "CoPE": COPE,
     "GSS_greedy": GSS,
     "LFL": LFL,
     "MIR": MIR,
     "SynapticIntelligence": SI,
-    "ER_AML": Verdict("it never returns where a class has fewer samples in memory than a batch has"),
-    "FeatureReplay": Verdict("it takes the head out of the model, which then cannot grow"),
-    "GenerativeReplay": Verdict("its generator is for images of 28 x 28, and trained in a loop that counts nothing"),
-    "ICaRL": Verdict("it makes a model of its own from two parts, and answers by class means"),
-    "JointTraining": Verdict("it is trained once, on the whole stream; the reference 'joint' is that here"),
-    "OnlineNaive": Verdict("Avalanche has deprecated it, in favour of Naive"),
-    "StreamingLDA": Verdict("it trains no network; the reference 'ridge' is the closed-form classifier here"),
+    "ER_AML": StockVerdict("it never returns where a class has fewer samples in memory than a batch has"),
+    "FeatureReplay": StockVerdict("it takes the head out of the model, which then cannot grow"),
+    "GenerativeReplay": StockVerdict(
+        "its generator is for images of 28 x 28, and trained in a loop that counts nothing"
+    ),
+    "ICaRL": StockVerdict("it makes a model of its own from two parts, and answers by class means"),
+    "JointTraining": StockVerdict("it is trained once, on the whole stream; the reference 'joint' is that here"),
+    "OnlineNaive": StockVerdict("Avalanche has deprecated it, in favour of Naive"),
+    "StreamingLDA": StockVerdict("it trains no network; the reference 'ridge' is the closed-form classifier here"),
 }
 OWN_BATCHES = ("GDumbPlugin", "ReplayPlugin")  # plug-ins that put old samples into the incoming batches
 OWN_STEPS = ("MER",)
 TABLES = {"plugin": PLUGINS, "strategy": STRATEGIES}
 
 
-def problems(spec: Spec, protocol: Protocol) -> list[OptionError]:
+def stock_problems(spec: ResolvedSpec, protocol: Protocol) -> list[OptionError]:
     """All that speaks against {"plugin" or "strategy": a name, argument: value, ...}; each says at which key."""
     from forgetlab.avalanche_api import stock_class, stock_names
 
@@ -136,7 +144,7 @@ def problems(spec: Spec, protocol: Protocol) -> list[OptionError]:
     return found + list(_of_arguments(name, stock, {key: value for key, value in spec.items() if key != kind}))
 
 
-def clash(spec: Spec, family: str) -> str | None:
+def clash(spec: ResolvedSpec, family: str) -> str | None:
     """Why another family has no meaning beside a plug-in or strategy that can be run."""
     name = spec.get("strategy") or spec["plugin"]
     if family == "replay" and ("strategy" in spec or name in OWN_BATCHES):
@@ -146,7 +154,7 @@ def clash(spec: Spec, family: str) -> str | None:
     return None
 
 
-def _against(verdict: Verdict, kind: str, stock: type, protocol: Protocol) -> Iterator[str]:
+def _against(verdict: StockVerdict, kind: str, stock: type, protocol: Protocol) -> Iterator[str]:
     if kind == "strategy" and not {"model", "optimizer"} <= inspect.signature(stock).parameters.keys():
         yield "makes a model or an optimizer of its own, so it does not start where the others start"
     if protocol.head not in verdict.heads:
@@ -161,8 +169,7 @@ def _of_arguments(name: str, stock: type, arguments: Mapping[str, Any]) -> Itera
         if key in GIVEN:
             yield OptionError(f"{name}: the run gives {key!r}: {GIVEN[key]}", key)
         elif key not in taken:
-            hint = suggestion(key, taken) or f"; valid keys: {', '.join(taken) or 'none'}"
-            yield OptionError(f"{name}: unknown key {key!r}{hint}", key)
+            yield OptionError(f"{name}: {unknown_key(key, taken)}", key)
         elif wanted := _misfit(taken[key], value):
             yield OptionError(f"{name}: {key!r} should be {wanted}, not {value!r}", key)
     if missing := [key for key, p in taken.items() if p.default is p.empty and key not in arguments]:
@@ -222,7 +229,7 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def describe(name: str) -> str:
+def describe_stock(name: str) -> str:
     """What a stock plug-in or strategy is: Avalanche's own words, and the arguments that a file may give.
 
     Raises:

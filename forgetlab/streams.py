@@ -12,9 +12,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from forgetlab import plugins
-from forgetlab.cuts import Cut, Draft, Part, by_chunk, by_class, by_domain, by_transform, heaps
+from forgetlab.cuts import Cut, Draft, StreamRows, by_chunk, by_class, by_domain, by_transform, heaps
 from forgetlab.plugins import OptionError, Spec, suggestion
-from forgetlab.scenario import Changes, Dataset, Samples, Scenario, Setting, Task
+from forgetlab.scenario import Dataset, DomainChanges, Samples, Scenario, Setting, Task
 from forgetlab.seeding import generator
 
 Order = Literal["given", "drawn"] | tuple[int | str, ...]
@@ -103,7 +103,7 @@ def _refuse_chunks(setting: Setting, by: By) -> None:
         raise OptionError(f"'setting: data-incremental' goes with 'by: chunk', not {setting} with {by}", "by")
 
 
-def _changes(transform: Spec, n_tasks: int, seed: int) -> Changes:
+def _changes(transform: Spec, n_tasks: int, seed: int) -> DomainChanges:
     spec = {"name": transform} if isinstance(transform, str) else transform
     options = {key: value for key, value in spec.items() if key != "name"}
     return plugins.build("transform", spec["name"], options, seed=seed, n_tasks=n_tasks)
@@ -179,7 +179,7 @@ def split(data: Dataset, *, setting: Setting, n_tasks: int, seed: int, held_back
     return assemble(data, cut(data, seed, setting, "class", n_tasks, held_back=held_back), setting)
 
 
-def domains(data: Dataset, changes: Changes, setting: Setting) -> Scenario:
+def domains(data: Dataset, changes: DomainChanges, setting: Setting) -> Scenario:
     """The same data in every task, changed in a way of its own; a name and a function (N, ...) -> (N, ...) each.
 
     Raises:
@@ -189,14 +189,14 @@ def domains(data: Dataset, changes: Changes, setting: Setting) -> Scenario:
     return assemble(data, by_transform(data, setting, changes), setting)
 
 
-def _task(data: Dataset, draft: Draft, changes: Changes | None) -> Task:
+def _task(data: Dataset, draft: Draft, changes: DomainChanges | None) -> Task:
     train, test = _samples(data.train, draft.train, changes), _samples(data.test, draft.test, changes)
     labels = torch.cat([train.y, test.y]).unique().tolist()
     validation = None if draft.validation is None else _samples(data.train, draft.validation, changes)
     return Task(draft.name, train, test, tuple(labels), validation)
 
 
-def _samples(samples: Samples, part: Part, changes: Changes | None) -> Samples:
+def _samples(samples: Samples, part: StreamRows, changes: DomainChanges | None) -> Samples:
     if changes is None:
         return Samples(samples.x[part.rows], part.y)
     functions = list(changes.values())

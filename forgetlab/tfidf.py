@@ -12,18 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from forgetlab.closed_form import BATCH, answered, count_pass
+from forgetlab.competing_classes import only
 from forgetlab.data import batches
 from forgetlab.learners import Context, Learner, Scores
-from forgetlab.network import MASK
+from forgetlab.metrics import Array
 from forgetlab.plugins import OptionError
 from forgetlab.scenario import Scenario
 from forgetlab.text import PADDING
 
-Array = NDArray[np.float64]
 Sparse = Any  # scipy.sparse.csr_array
 TOLERANCE = 1e-10  # of the fit's residual, beside the right side's length
 
@@ -67,7 +66,7 @@ class Tfidf(Learner):
         never = np.full(texts.shape[1] - width, 1 + np.log(1 + len(self.labels)))  # tokens of no training text
         x = weighted(texts, np.concatenate([self.idf, never]))
         logits = torch.from_numpy(x[:, :width] @ self.weight + self.intercept)
-        return logits.masked_fill(self.labels.bincount() == 0, MASK).to(self.context.device)
+        return only(logits, self.labels.bincount() != 0).to(self.context.device)
 
     def _fit(self) -> None:
         texts = stacked(self.texts)

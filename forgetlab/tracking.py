@@ -1,8 +1,8 @@
-"""MLflow as a projection of the run folders: filled from them, and can be filled again at any time.
+"""MLflow as a view of the run folders: filled from them, and can be filled again at any time.
 
 One experiment per scenario file, one top-level run per strategy with the mean over seeds and its t-interval as step
 metrics, the seeds as its children: so the chart view compares strategies with nothing clicked. A run is found again
-by its key; a projection that was cut short is made anew.
+by its key; a view that was cut short is made anew.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from forgetlab import __version__, pictures, projection, report
 from forgetlab.report import Finished, Summary
 from forgetlab.store import RunFolder, to_json
 
-KEY, PARENT_KEY, COMPLETE, STRATEGY, PROJECTED = (
+KEY, PARENT_KEY, COMPLETE, STRATEGY, UPDATED = (
     f"forgetlab.{name}" for name in ("key", "parent_key", "complete", "strategy", "projected")
-)
+)  # the last is when the view was brought up to date; its tag is in databases that there are
 NOTE, PARENT, COLOUR = "mlflow.note.content", "mlflow.parentRunId", "mlflow.runColor"
 ALL_DRAWN = "forgetlab"  # a view of the charts that draws every strategy
-VIEW = f"mlflow.sharedViewState.{ALL_DRAWN}"
+CHART_VIEW = f"mlflow.sharedViewState.{ALL_DRAWN}"
 DRAWN = 10  # strategies that MLflow's charts draw without it
 LONGEST_PARAMETER, LONGEST_NOTE = 6000, 5000  # letters: MLflow's limits
 MOST_PARAMETERS, MOST_METRICS = 100, 1000  # in a call: MLflow's limits
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Projection:
+class MlflowView:
     """Where the comparison is to be seen, and how many runs were written this time."""
 
     experiment_id: str
@@ -61,7 +61,7 @@ class Tracked:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredRun:
     """One run folder, read."""
 
     key: str
@@ -70,7 +70,7 @@ class Stored:
     text: str
 
 
-def project(name: str, folders: Sequence[RunFolder], uri: str, *, resolved_file: str) -> Projection:
+def update_view(name: str, folders: Sequence[RunFolder], uri: str, *, resolved_file: str) -> MlflowView:
     """Bring an MLflow experiment up to the finished runs of these folders.
 
     Strategies that are not among the folders stay as they are.
@@ -85,12 +85,12 @@ def project(name: str, folders: Sequence[RunFolder], uri: str, *, resolved_file:
     writer = _Writer(client, experiment_id, resolved_file)
     for summary in summaries:
         writer.strategy([one for one in stored if one.finished.result.strategy == summary.strategy], summary)
-    tags = {NOTE: projection.note(name, summaries, LONGEST_NOTE), PROJECTED: datetime.now(UTC).isoformat()}
+    tags = {NOTE: projection.note(name, summaries, LONGEST_NOTE), UPDATED: datetime.now(UTC).isoformat()}
     if len(summaries) > DRAWN:
-        tags[VIEW] = json.dumps({"runsHiddenMode": "SHOW_ALL", "orderByAsc": True})
+        tags[CHART_VIEW] = json.dumps({"runsHiddenMode": "SHOW_ALL", "orderByAsc": True})
     for key, value in tags.items():
         client.set_experiment_tag(experiment_id, key, value)
-    return Projection(experiment_id, writer.added)
+    return MlflowView(experiment_id, writer.added)
 
 
 def connect(uri: str) -> Any:
@@ -123,10 +123,10 @@ def _knock(uri: str) -> None:
 
 
 def experiments(uri: str) -> list[Tracked]:
-    """The experiments that there are, the one that was projected last first."""
+    """The experiments that there are, the one that was brought up to date last first."""
     found = [e for e in connect(uri).search_experiments() if e.name != "Default"]
-    found.sort(key=lambda e: (e.tags.get(PROJECTED, ""), e.creation_time), reverse=True)
-    return [Tracked(e.experiment_id, e.name, VIEW in e.tags) for e in found]
+    found.sort(key=lambda e: (e.tags.get(UPDATED, ""), e.creation_time), reverse=True)
+    return [Tracked(e.experiment_id, e.name, CHART_VIEW in e.tags) for e in found]
 
 
 def database(uri: str) -> Path | None:
@@ -134,7 +134,7 @@ def database(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
 
 
-def place(uri: str) -> Path | None:
+def store_path(uri: str) -> Path | None:
     """The file or folder of a store on this machine; None for a server's."""
     if "://" in uri and not uri.startswith("file://"):
         return database(uri)
@@ -157,12 +157,12 @@ def _experiment(client: Any, name: str, uri: str) -> str:
     return found.experiment_id
 
 
-def _read(folder: RunFolder) -> Stored | None:
+def _read(folder: RunFolder) -> StoredRun | None:
     key, result = folder.key, folder.result()
     if key is None or result is None or not result.finished:
         return None
     text = (folder.path / "config.yaml").read_text(encoding="utf-8")
-    return Stored(key, Finished(result, folder.timing()), folder.description(), text)
+    return StoredRun(key, Finished(result, folder.timing()), folder.description(), text)
 
 
 class _Writer:
@@ -175,7 +175,7 @@ class _Writer:
         tags = [run.data.tags for run in self.existing]
         self.colours = {mine[STRATEGY]: mine[COLOUR] for mine in tags if COLOUR in mine and STRATEGY in mine}
 
-    def strategy(self, seeds: Sequence[Stored], summary: Summary) -> None:
+    def strategy(self, seeds: Sequence[StoredRun], summary: Summary) -> None:
         """Bring one strategy's parent and children up to date."""
         cells = {name: str(cell) for name, cell in summary.cells.items() if name != "seconds"}
         content = to_json([summary.label, [one.key for one in seeds], cells])
@@ -191,17 +191,17 @@ class _Writer:
                 self.client.delete_run(run.info.run_id)
         self._parent(seeds, summary, digest, kept)
 
-    def _parent(self, seeds: Sequence[Stored], summary: Summary, digest: str, kept: Mapping[str, str]) -> None:
+    def _parent(self, seeds: Sequence[StoredRun], summary: Summary, digest: str, kept: Mapping[str, str]) -> None:
         parent = self._start(summary.label, seeds[0], {PARENT_KEY: digest, COLOUR: self._colour(summary.strategy)})
         for one in seeds:
             if one.key in kept:
                 self.client.set_tag(kept[one.key], PARENT, parent)
             else:
                 self._child(one, parent)
-        shared = projection.shared([projection.flatten(one.description) for one in seeds])
+        shared = projection.same_for_all_seeds([projection.flatten(one.description) for one in seeds])
         self._finish(parent, seeds, summary, {**shared, "seeds": summary.seeds})
 
-    def _child(self, one: Stored, parent: str) -> None:
+    def _child(self, one: StoredRun, parent: str) -> None:
         result, timing = one.finished.result, one.finished.timing
         run_id = self._start(f"seed {result.seed}", one, {PARENT: parent, KEY: one.key, "seed": str(result.seed)})
         files = {
@@ -218,7 +218,7 @@ class _Writer:
         free = [colour for colour in COLOURS if colour not in self.colours.values()]
         return self.colours.setdefault(strategy, free[0] if free else COLOURS[len(self.colours) % len(COLOURS)])
 
-    def _start(self, name: str, one: Stored, tags: Mapping[str, str]) -> str:
+    def _start(self, name: str, one: StoredRun, tags: Mapping[str, str]) -> str:
         result = one.finished.result
         common = {
             STRATEGY: result.strategy,
@@ -234,7 +234,7 @@ class _Writer:
     def _finish(
         self,
         run_id: str,
-        seeds: Sequence[Stored],
+        seeds: Sequence[StoredRun],
         summary: Summary,
         parameters: Mapping[str, Any],
         files: Mapping[str, bytes] | None = None,
@@ -244,7 +244,7 @@ class _Writer:
 
         results, timings = [one.finished.result for one in seeds], [one.finished.timing for one in seeds]
         start = _milliseconds(timings[0])
-        curves = projection.curves(results)
+        curves = projection.thinned_curves(results)
         for some in _parts(parameters.items(), MOST_PARAMETERS):
             self.client.log_batch(run_id, params=[Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in some])
         for points in _parts(projection.points(curves, summary), MOST_METRICS):

@@ -31,7 +31,7 @@ EXACT = (  # an untrained one is the backbone, to the bit
 )
 
 
-def checked(peft: Any, config: Mapping[str, Any]) -> tuple[type, type]:
+def tuner_classes(peft: Any, config: Mapping[str, Any]) -> tuple[type, type]:
     """The classes of a tuner's configuration and of the tuner.
 
     Raises:
@@ -67,7 +67,7 @@ def draws(config: Mapping[str, Any]) -> bool:
     return any("dropout" in key and value for key, value in config.items()) or config["peft_type"] == "PVERA"
 
 
-def layers(kinds: tuple[type, type], options: Mapping[str, Any], backbone: nn.Module) -> dict[str, nn.Module]:
+def tuner_layers(kinds: tuple[type, type], options: Mapping[str, Any], backbone: nn.Module) -> dict[str, nn.Module]:
     """The tuner's layers by path, each without its base layer; the backbone is not touched.
 
     Raises:

@@ -12,7 +12,18 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from forgetlab import plugins
-from forgetlab.description import Choice, Experiment, Run, Spec, Strategy, Train, Tuned, Tuning
+from forgetlab.description import (
+    Choice,
+    Experiment,
+    KeyPath,
+    Problem,
+    ResolvedSpec,
+    Run,
+    Strategy,
+    Train,
+    Tuned,
+    Tuning,
+)
 from forgetlab.plugins import OptionError
 
 if TYPE_CHECKING:
@@ -28,11 +39,9 @@ AS_MANY = "list as many for each strategy, or say 'trials: N' under 'tuning' (th
 
 Number = int | float
 Space = tuple[Choice, ...]  # of one entry; places count from the entry
-Place = tuple[str | int, ...]
-Problem = tuple[Place, str]
 
 
-def problems(experiment: Experiment) -> Iterator[Problem]:
+def search_problems(experiment: Experiment) -> Iterator[Problem]:
     """What is unfair, or cannot be searched, as far as the file alone tells."""
     tuning = experiment.tuning
     if tuning is None:
@@ -57,10 +66,10 @@ def _unequal(experiment: Experiment) -> Iterator[Problem]:
         n = sizes[entry.name]
         if n < sizes[largest] and (n > 1 or _trains(entry)):
             few = f"{n} combination{'s' if n > 1 else ''} to try in {entry.name}, {sizes[largest]} in {largest}"
-            yield _place(experiment, entry), f"{few}: {AS_MANY}"
+            yield _path_of(experiment, entry), f"{few}: {AS_MANY}"
 
 
-def stream_problems(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]:
+def search_stream_problems(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]:
     """What speaks against the search once its stream is there; ``scenario`` is the whole one that is to be scored."""
     tuning = experiment.tuning
     if tuning is None:
@@ -96,7 +105,9 @@ def _other_stream_problems(experiment: Experiment, tuning: Tuning, scenario: Sce
     except Exception as error:  # what a data set or a model says for itself
         yield place, str(error).partition("\n")[0] or type(error).__name__
         return
-    yield from ((place, message) for message in inspection.problems(other) or inspection.shared(other, scenario))
+    yield from (
+        (place, message) for message in inspection.soundness_problems(other) or inspection.shared_rows(other, scenario)
+    )
     n = min(len(other.tasks), tuning.tasks or len(other.tasks))
     if n < max(2, tuning.tasks or 0):
         yield place, f"the search needs {max(2, tuning.tasks or 0)} tasks, and this stream has {n}"
@@ -110,13 +121,13 @@ def space(experiment: Experiment, entry: Strategy) -> Space:
     if tuning is None:
         return ()
     for_all = [c for c in tuning.choices if c.at[0] == "train" and c.at[1] not in entry.train] if _trains(entry) else []
-    place = _place(experiment, entry)
+    place = _path_of(experiment, entry)
     own = [choice for choice in tuning.choices if choice.at[:2] == place]
     inside = ("reference",) if entry.reference is not None else ()
     return (*for_all, *(choice.model_copy(update={"at": (*inside, *choice.at[2:])}) for choice in own))
 
 
-def _place(experiment: Experiment, entry: Strategy) -> tuple[str | int, ...]:
+def _path_of(experiment: Experiment, entry: Strategy) -> KeyPath:
     """Where the file has an entry."""
     if entry.reference is not None:
         return "references", [spec["name"] for spec in experiment.references].index(entry.name)
@@ -131,7 +142,7 @@ def _trains(entry: Strategy) -> bool:
     return getattr(plugins.build("reference", entry.reference["name"], options), "trains", True)
 
 
-def names(entry: Strategy, chosen: Space) -> list[str]:
+def choice_names(entry: Strategy, chosen: Space) -> list[str]:
     """What choices are called: ``lr``, ``strength``; with what stands around it where that alone would not do."""
     plain = entry.model_dump(mode="json")
     places = [_words(plain, choice.at) for choice in chosen]
@@ -141,7 +152,7 @@ def names(entry: Strategy, chosen: Space) -> list[str]:
     return [place[1] if place in taken else _name(place, taken | {*places} - {place}) for place in places]
 
 
-def _words(plain: Any, place: Place) -> tuple[str, ...]:
+def _words(plain: Any, place: KeyPath) -> tuple[str, ...]:
     """The steps to an option, plug-ins in a list by their names."""
     words: list[str] = []
     for step in place:
@@ -156,7 +167,7 @@ def _name(place: Sequence[str], others: set[Any]) -> str:
     return ".".join(place[-n:])
 
 
-def placed(entry: Strategy, chosen: Space, values: Sequence[Number]) -> Strategy:
+def with_values(entry: Strategy, chosen: Space, values: Sequence[Number]) -> Strategy:
     """The entry with these values."""
     plain = entry.model_dump(mode="json")
     for choice, value in zip(chosen, values, strict=True):
@@ -173,10 +184,10 @@ def variants(experiment: Experiment, entry: Strategy) -> Iterator[Strategy]:
     for choice in [choice for choice in space(experiment, entry) if choice.at[0] != "train"]:
         for value in choice.values[1:] or (choice.high,):
             assert value is not None
-            yield placed(entry, (choice,), (value,))
+            yield with_values(entry, (choice,), (value,))
 
 
-def reference_variants(experiment: Experiment) -> Iterator[tuple[Place, Spec]]:
+def reference_variants(experiment: Experiment) -> Iterator[tuple[KeyPath, ResolvedSpec]]:
     """The same of each reference, with its place in the file."""
     for i, entry in enumerate(experiment.entries[: len(experiment.references)]):
         yield from ((("references", i), one.reference) for one in variants(experiment, entry) if one.reference)
@@ -214,15 +225,15 @@ def about(experiment: Experiment, entry: Strategy, seeds: Sequence[int]) -> dict
     how = tuning.model_dump(mode="json", exclude_none=True, exclude={"choices", "seeds"})
     plain = [choice.model_dump(mode="json", exclude_none=True, exclude={"at"}) for choice in chosen]
     candidates = [one["values"] or {end: one[end] for end in ("low", "high", "log")} for one in plain]
-    choices = dict(zip(names(entry, chosen), candidates, strict=True))
+    choices = dict(zip(choice_names(entry, chosen), candidates, strict=True))
     return {**how, "seeds": list(seeds), "objective": OBJECTIVE, "choices": choices}
 
 
 def decided(experiment: Experiment, entry: Strategy, seed: int, tuned: Tuned) -> Run:
     """The run that is scored when a search has chosen."""
     chosen = space(experiment, entry)
-    values = [tuned.values[name] for name in names(entry, chosen)]
-    return experiment.run(placed(entry, chosen, values), seed).model_copy(update={"tuned": tuned})
+    values = [tuned.values[name] for name in choice_names(entry, chosen)]
+    return experiment.run(with_values(entry, chosen, values), seed).model_copy(update={"tuned": tuned})
 
 
 def settled(experiment: Experiment, entry: Strategy, seed: int, stored: dict[str, Any]) -> Run | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from forgetlab.options import suggestion
-from forgetlab.tracking import ALL_DRAWN, ENVIRONMENT, Tracked, artifacts, database, experiments, place
+from forgetlab.tracking import ALL_DRAWN, ENVIRONMENT, Tracked, artifacts, database, experiments, store_path
 
 HOST = "127.0.0.1"
 PATIENCE = 120  # seconds until the server has to answer; 10 to 40 are usual
@@ -46,7 +46,7 @@ def serve(
     """
     if uri.startswith(("http://", "https://")):
         return _point(uri.rstrip("/"), _find(uri, name), open_browser, announce)
-    store = place(uri)
+    store = store_path(uri)
     if store is not None and not store.exists():
         raise LookupError(f"no runs are tracked at {uri}; 'forgetlab run FILE' makes them")
     tracked = _find(uri, name)

@@ -17,7 +17,7 @@ from forgetlab.markdown import lines
 from forgetlab.progress import Progress, say
 from forgetlab.session import carry_out
 from forgetlab.store import RunFolder, Store
-from forgetlab.targets import OTHER_DATA, Target, TargetsError, chosen, read
+from forgetlab.targets import OTHER_DATA, Target, TargetsError, chosen_targets, read
 from forgetlab.yaml_file import FileErrors
 
 AGREES, DIFFERS, UNDECIDED, FAILED = "agrees", "differs", "undecided", "failed"
@@ -54,7 +54,7 @@ def verify(
     Raises:
         TargetsError: the table, a name, or a row's file cannot be used.
     """
-    targets = chosen(read(path), names)
+    targets = chosen_targets(read(path), names)
     experiments = {target.file: experiment(target.file, quick) for target in targets}
     found: list[Outcome] = []
     for file, one in experiments.items():
@@ -64,7 +64,7 @@ def verify(
     if markdown:
         print(as_markdown(found, quick))
     else:
-        print_table(found, quick)
+        print_outcomes(found, quick)
     return any(one.red for one in found)
 
 
@@ -113,7 +113,7 @@ def outcome(target: Target, values: Sequence[float | None], quick: bool = False)
     return Outcome(target, ours, verdict(difference(ours, target.theirs), target.margin))
 
 
-def columns(found: Sequence[Outcome]) -> dict[str, list[str]]:
+def outcome_columns(found: Sequence[Outcome]) -> dict[str, list[str]]:
     """The table by its columns: two of words, then numbers, and the verdict at last."""
     return {
         "row": [one.target.name for one in found],
@@ -131,13 +131,13 @@ def _in_errors(gap: Difference | None) -> str:
     return "-" if gap is None or gap.in_errors is None else f"{gap.in_errors:+.1f}"
 
 
-def print_table(found: Sequence[Outcome], quick: bool) -> None:
+def print_outcomes(found: Sequence[Outcome], quick: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from forgetlab.shelf import right, screen
 
-    row, setting, *numbers, verdict = content = columns(found)
+    row, setting, *numbers, verdict = content = outcome_columns(found)
     table = Table(row, setting, *right(*numbers), verdict, box=None)
     for *cells, word in zip(*content.values(), strict=True):
         table.add_row(*cells, Text(word, COLOURS.get(word, "dim")))
@@ -151,7 +151,7 @@ def print_table(found: Sequence[Outcome], quick: bool) -> None:
 def as_markdown(found: Sequence[Outcome], quick: bool) -> str:
     """The same for a text, with each row's method, stream and source."""
     targets = [one.target for one in found]
-    row, setting, *rest = columns(found).items()
+    row, setting, *rest = outcome_columns(found).items()
     words = {
         "method": [target.method for target in targets],
         "stream": [target.scenario for target in targets],

@@ -75,7 +75,7 @@ def read(part: Any, name: str, size: int | None, mode: Mode | None) -> tuple[Ten
     return torch.stack(images), labels
 
 
-def tables(found: list[Any], labels: list[list[int]], name: str) -> tuple[list[Table], list[str]]:
+def labelled_tables(found: list[Any], labels: list[list[int]], name: str) -> tuple[list[Table], list[str]]:
     """The labels as positions among the names of the classes that occur, by rows counted from 0, and these names."""
     import pandas as pd
 

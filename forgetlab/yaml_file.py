@@ -34,7 +34,7 @@ _CORE = {  # https://yaml.org/spec/1.2.2/#1032-tag-resolution, less octal and he
 }
 
 
-class Problem(NamedTuple):
+class FileProblem(NamedTuple):
     """What is wrong, and where; lines and columns count from 1."""
 
     line: int
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 class FileErrors(ValueError):
     """A file that is refused, with everything that is wrong with it."""
 
-    def __init__(self, path: Path, problems: Iterable[Problem]) -> None:
+    def __init__(self, path: Path, problems: Iterable[FileProblem]) -> None:
         self.path = path
         self.problems = sorted(set(problems))
         super().__init__(path, self.problems)
@@ -60,7 +60,7 @@ class Document:
     """Plain data, what is wrong with how it is written, and where each part of it stands."""
 
     data: dict[str, Any]
-    problems: list[Problem]
+    problems: list[FileProblem]
     root: MappingNode = field(repr=False)
 
     def position(self, path: Sequence[str | int], *, of_key: bool = False) -> tuple[int, int]:
@@ -71,7 +71,7 @@ class Document:
             if step not in children:
                 break
             key, here = children[step]
-            place = _place(key if of_key and depth == len(path) else here)
+            place = _line_and_column(key if of_key and depth == len(path) else here)
         return place
 
 
@@ -108,7 +108,7 @@ def parse(path: Path) -> Document:
     except (OSError, ValueError) as error:
         reasons = {FileNotFoundError: "no such file", IsADirectoryError: "this is a folder, not a file"}
         why = reasons.get(type(error)) or f"the file cannot be read: {getattr(error, 'strerror', error)}"
-        raise FileErrors(path, [Problem(1, 1, why)]) from None
+        raise FileErrors(path, [FileProblem(1, 1, why)]) from None
     try:
         return _Loader(text).document()
     except yaml.reader.ReaderError as error:
@@ -123,20 +123,20 @@ def to_text(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
 
 
-def _after(text: str, message: str) -> Problem:
-    return Problem(text.count("\n") + 1, len(text) - text.rfind("\n"), message)
+def _after(text: str, message: str) -> FileProblem:
+    return FileProblem(text.count("\n") + 1, len(text) - text.rfind("\n"), message)
 
 
-def _place(marked: Any) -> tuple[int, int]:
+def _line_and_column(marked: Any) -> tuple[int, int]:
     return marked.start_mark.line + 1, marked.start_mark.column + 1
 
 
-def _syntax(error: yaml.MarkedYAMLError) -> Problem:
+def _syntax(error: yaml.MarkedYAMLError) -> FileProblem:
     mark, message = error.problem_mark, str(error.problem)
     if error.context and error.context_mark:
         message = f"{message} ({error.context} that begins in line {error.context_mark.line + 1})"
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-    return Problem(line, column, message if isinstance(error, _Refused) else f"not YAML: {message}")
+    return FileProblem(line, column, message if isinstance(error, _Refused) else f"not YAML: {message}")
 
 
 def _children(node: Node) -> dict[str | int, tuple[Node, Node]]:
@@ -155,7 +155,7 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.problems: list[Problem] = []
+        self.problems: list[FileProblem] = []
         self.values = 0
         self.around: list[int] = []  # the collections that the present value is inside of
 
@@ -187,7 +187,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def refuse(self, marked: Any, message: str) -> None:
-        self.problems.append(Problem(*_place(marked), message))
+        self.problems.append(FileProblem(*_line_and_column(marked), message))
 
     def plain(self, node: Node) -> Any:
         self.values += 1
@@ -217,7 +217,7 @@ class _Loader(yaml.SafeLoader):
             elif name in found:
                 self.refuse(key, f"the key {name!r} stands in line {lines[name]} already")
             else:
-                found[name], lines[name] = value, _place(key)[0]
+                found[name], lines[name] = value, _line_and_column(key)[0]
         return found
 
     def scalar(self, node: ScalarNode) -> str | int | float | bool | None:

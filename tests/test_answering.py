@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from forgetlab import engine
-from forgetlab.answering import answers, undisturbed
+from forgetlab.answering import answers_of_tasks, undisturbed
 from forgetlab.avalanche_api import SupervisedPlugin, stock_plugin
 from forgetlab.config import load
 from forgetlab.learners import Learner, Sequential
@@ -58,7 +58,7 @@ def test_batches_run_over_the_ends_of_tasks() -> None:
         (torch.arange(n).float().unsqueeze(1), torch.arange(n), torch.full((n,), t)) for t, n in enumerate((3, 9, 1))
     ]
     network: Any = Says()
-    found = list(answers(network, tasks, 5))
+    found = list(answers_of_tasks(network, tasks, 5))
     assert network.sizes == [5, 5, 3]
     for (logits, y), (x, labels, task) in zip(found, tasks, strict=True):
         assert torch.equal(logits[:, :1], x) and torch.equal(logits[:, 1], task.float()) and torch.equal(y, labels)

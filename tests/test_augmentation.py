@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab import augmentation, config, engine, plugins
-from forgetlab.augmentation import OPERATIONS, Augmentation, augmented, cropped, flipped, table
+from forgetlab.augmentation import OPERATIONS, Augmentation, augmented, cropped, drawn_numbers, flipped
 from forgetlab.avalanche_api import CLScenario, SupervisedPlugin, stock_plugin
 from forgetlab.batch import Batch
 from forgetlab.data import to_benchmark
@@ -106,7 +106,7 @@ def test_brightness_and_contrast_are_their_formulas(channels: int) -> None:
 
 def test_each_option_is_an_operation_and_one_more_leaves_the_draws_of_the_others_alone() -> None:
     assert list(Augment.model_fields) == list(OPERATIONS)
-    x, draws = images(40), table(40, "t")
+    x, draws = images(40), drawn_numbers(40, "t")
     alone = augmented(x, draws, Augment(brightness=0.3))
     both = augmented(x, draws, Augment(crop=2, brightness=0.3))
     assert torch.equal(both, augmented(augmented(x, draws, Augment(crop=2)), draws, Augment(brightness=0.3)))
@@ -116,7 +116,7 @@ def test_each_option_is_an_operation_and_one_more_leaves_the_draws_of_the_others
 def test_draws_are_fair() -> None:
     """Every window and both sides of a mirror come about equally often."""
     n, padding = 9_000, 1
-    draws = table(n, "fair")
+    draws = drawn_numbers(n, "fair")
     places = (draws[:2] * 3).long()
     counts = (places[0] * 3 + places[1]).bincount()
     assert len(counts) == (2 * padding + 1) ** 2 and (counts - n / 9).abs().max() < 5 * math.sqrt(n / 9)
@@ -147,7 +147,7 @@ class PerBatch(Augmentation):
     """What it must not do: draw for each batch."""
 
     def __call__(self, x: Tensor, rows: Tensor, of: int, *, task: int, epoch: int, step: int) -> Tensor:
-        return augmented(x, table(len(x), "augment", self.seed, task, epoch, step), self.options)
+        return augmented(x, drawn_numbers(len(x), "augment", self.seed, task, epoch, step), self.options)
 
 
 def test_a_planted_table_for_each_batch_is_found() -> None:
@@ -230,7 +230,7 @@ def trained(benchmark: CLScenario, *methods: SupervisedPlugin, tasks: Sequence[i
 
 
 def expected(task: int, epoch: int, seed: int = 0) -> Tensor:
-    return augmented(raw(task), table(SIZES[task], "augment", seed, task, epoch), EVERYTHING)
+    return augmented(raw(task), drawn_numbers(SIZES[task], "augment", seed, task, epoch), EVERYTHING)
 
 
 @pytest.mark.parametrize("batch_size", [BATCH, 5, 100])
@@ -310,7 +310,7 @@ def test_what_is_drawn_again_is_changed_by_the_table_of_its_step(benchmark: CLSc
     trained(benchmark, memory, before, recorder)
     for (task, epoch, step), (rows, x) in recorder.given.items():
         kept = before.given[task, epoch, step][len(rows) :]
-        draws = table(len(kept), "augment_replay", 0, task, step)
+        draws = drawn_numbers(len(kept), "augment_replay", 0, task, step)
         assert torch.equal(x[len(rows) :], augmented(kept, draws, EVERYTHING))
 
 
@@ -507,7 +507,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path, told: Any, monkeypatch: pyt
 
 
 def refused(x: Tensor, **options: Any) -> list[tuple[str | None, str]]:
-    return sorted((error.option, str(error)) for error in augmentation.problems(Augment(**options), x))
+    return sorted((error.option, str(error)) for error in augmentation.augmentation_problems(Augment(**options), x))
 
 
 def test_token_ids_and_values_past_the_range_are_refused() -> None:

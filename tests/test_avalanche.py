@@ -25,13 +25,14 @@ from forgetlab.avalanche_api import (
 )
 from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.checks import common
+from forgetlab.competing_classes import MASK
 from forgetlab.data import Fetched, Labels, Numbers, TensorLoader, TensorTask, batches, to_benchmark, together
 from forgetlab.description import Budget, Train
 from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
 from forgetlab.isolation import Isolation
 from forgetlab.loop import Loop, carry_over, make_optimizer
 from forgetlab.models import MLP
-from forgetlab.network import MASK, Head, Network, SharedNetwork
+from forgetlab.network import Head, Network, SharedNetwork
 from forgetlab.replay import Memory
 from forgetlab.scenario import Dataset, Samples, Scenario, Setting
 from forgetlab.streams import split
@@ -226,7 +227,7 @@ def test_the_gradient_of_the_squared_output_is_finite(head: Any, monkeypatch: py
         return [p.grad for p in model.parameters() if p.grad is not None]
 
     assert all(g.isfinite().all() for g in gradients()) and any(g.abs().sum() > 0 for g in gradients())
-    monkeypatch.setattr("forgetlab.network.MASK", float("-inf"))
+    monkeypatch.setattr("forgetlab.competing_classes.MASK", float("-inf"))
     assert any(g.isnan().any() for g in gradients())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from forgetlab import config, plugins
-from forgetlab.yaml_file import FileErrors, Problem
+from forgetlab.yaml_file import FileErrors, FileProblem
 
 FOLDER = Path(__file__).with_name("broken_files")
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -17,10 +17,10 @@ IMPORT = "from forgetlab.plugins import register\n\n"
 WHOLE = "name: broken\nscenario: split_digits\nmodel: mlp\n"
 
 
-def expected_problems(path: Path) -> list[Problem]:
+def expected_problems(path: Path) -> list[FileProblem]:
     text = path.read_bytes().decode("latin-1")
     found = re.findall(r"^# expect: (\d+):(\d+): (.+)$", text, flags=re.MULTILINE)
-    return [Problem(int(line), int(column), words) for line, column, words in found]
+    return [FileProblem(int(line), int(column), words) for line, column, words in found]
 
 
 def refusal(path: Path) -> FileErrors:

@@ -15,14 +15,14 @@ from forgetlab import engine
 from forgetlab.batch import UNKNOWN
 from forgetlab.checks import classifier as contract
 from forgetlab.checks import common
-from forgetlab.classifier import Classifier, Ridge, add, means
+from forgetlab.classifier import Classifier, Ridge, add_samples, means
 from forgetlab.classifier import ridge as solved
 from forgetlab.closed_form import ClosedForm
+from forgetlab.competing_classes import MASK
 from forgetlab.config import load
 from forgetlab.data import to_benchmark
 from forgetlab.description import Run
 from forgetlab.learners import Context
-from forgetlab.network import MASK
 from forgetlab.plugins import Plugin
 from forgetlab.seeding import generator
 from forgetlab.strategies.isolation.ease import EASE
@@ -277,7 +277,7 @@ class MeanOfBatches(NearestClassMean):
 
     def update(self, task: int, features: Tensor, labels: Tensor) -> None:
         batch: dict[str, Tensor] = {}
-        add(batch, self.see(features), labels)
+        add_samples(batch, self.see(features), labels)
         some = batch["y"] > 0
         super().update(task, means(batch).T[some].unsqueeze(1), some.nonzero().flatten())
 

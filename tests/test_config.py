@@ -62,7 +62,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Load a file of these strategies, beside what a file needs at least."""
     plugins.discover()  # once, before the registry is replaced
     monkeypatch.setattr(plugins, "_plugins", {})
-    monkeypatch.setattr(feasibility, "problems", lambda experiment: [])
+    monkeypatch.setattr(feasibility, "experiment_problems", lambda experiment: [])
     register_made_up_plugins()
 
     def load_text(text: str = "", *, setting: str = "class-incremental", head: str = MADE_UP) -> Experiment:
@@ -338,7 +338,9 @@ def test_what_cannot_be_carried_out_is_placed_in_the_written_file(load: Load, mo
         ("strategies", 0, "name"),
         ("device",),
     ]
-    monkeypatch.setattr(feasibility, "problems", lambda experiment: [(place, "too much") for place in places])
+    monkeypatch.setattr(
+        feasibility, "experiment_problems", lambda experiment: [(place, "too much") for place in places]
+    )
     text = "references: [{joint: {prefixes: final}}]\nstrategies:\n  - replay: {memory: box, capacity: 5}\n"
     assert [line.split(": ")[0] for line in refused(load, text)] == [
         "1:1",

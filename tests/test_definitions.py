@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forgetlab import averages, metrics
-from forgetlab.definitions import METRICS, NEEDS, describe
+from forgetlab.definitions import METRICS, NEEDS, describe_metric
 from forgetlab.scores import SCORES
 
 
@@ -34,15 +34,15 @@ def test_the_score_metrics_are_means_of_the_last_row():
 
 
 def test_describe_says_formula_source_and_difference():
-    text = describe("forgetting")
+    text = describe_metric("forgetting")
     for part in ("max_{j≤l≤k}", "arXiv:1801.10112", "Avalanche", "better     lower"):
         assert part in text
-    assert all(len(line) <= 110 for name in METRICS for line in describe(name).splitlines())
+    assert all(len(line) <= 110 for name in METRICS for line in describe_metric(name).splitlines())
 
 
 def test_describe_names_the_nearest_metric():
     with pytest.raises(LookupError) as error:
-        describe("forgeting")
+        describe_metric("forgeting")
     assert str(error.value) == "no metric 'forgeting'; did you mean 'forgetting'?"
     with pytest.raises(LookupError, match="there are: average_accuracy, "):
-        describe("zzz")
+        describe_metric("zzz")

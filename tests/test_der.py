@@ -23,13 +23,14 @@ from forgetlab.avalanche_api import (
 )
 from forgetlab.batch import Batch
 from forgetlab.checks import rehearsal as checks
+from forgetlab.competing_classes import MASK
 from forgetlab.config import load
 from forgetlab.data import TensorLoader, TensorTask, to_benchmark
 from forgetlab.description import Budget, Train
 from forgetlab.learners import byte_count
 from forgetlab.loop import Loop
 from forgetlab.models import MLP
-from forgetlab.network import MASK, SharedNetwork
+from forgetlab.network import SharedNetwork
 from forgetlab.plugins import Plugin
 from forgetlab.replay import Memory
 from forgetlab.scenario import Samples, Scenario, Task

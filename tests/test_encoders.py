@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from forgetlab import plugins, torchvision_ops
 from forgetlab.backbones.hugging_face import hugging_face
-from forgetlab.backbones.timm_vit import timm, wrapped
+from forgetlab.backbones.timm_vit import timm, timm_encoder
 from forgetlab.checks.backbones import FAMILIES, samples, tiny
 from forgetlab.encoders import ImageEncoder, ImagePool, TextEncoder, at_size
-from forgetlab.places import PLACES, Place
+from forgetlab.places import ROLE_PATHS, RolePath
 from forgetlab.plugins import OptionError
 from forgetlab.seeding import drawn_from, generator
 from forgetlab.text import ENCODER, packaged
@@ -173,7 +173,7 @@ def test_chance_is_taken_out_of_every_place() -> None:
         attn_drop_rate=0.5, drop_path_rate=0.5,
     )  # fmt: skip
     paths = Dinov2Config(**PIXELS, drop_path_rate=0.5, attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.5)
-    for backbone in (wrapped(vit), ImageEncoder(Dinov2Model(paths), 8)):
+    for backbone in (timm_encoder(vit), ImageEncoder(Dinov2Model(paths), 8)):
         x = samples(backbone, 0)
         assert torch.equal(backbone.train()(x), backbone.eval()(x)) and torch.equal(backbone.train()(x), backbone(x))
 
@@ -183,8 +183,8 @@ def test_chance_is_taken_out_of_every_place() -> None:
 LINEAR = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.out")
 
 
-def paths(encoder: nn.Module, role: str) -> list[tuple[str, Place]]:
-    place = PLACES[type(encoder).__name__][role]
+def paths(encoder: nn.Module, role: str) -> list[tuple[str, RolePath]]:
+    place = ROLE_PATHS[type(encoder).__name__][role]
     return [(place.path.replace("*", str(layer)), place) for layer in range(2 if "*" in place.path else 1)]
 
 
@@ -208,8 +208,8 @@ def leaving(encoder: Any, kind: str, path: str) -> list[Tensor]:
 @pytest.mark.parametrize("kind", TEXTS + IMAGES)
 def test_every_place_is_there_in_every_layer_and_takes_part_once(kind: str) -> None:
     encoder = model(kind)
-    assert set(PLACES[kind]) == {*LINEAR, "attn.kv", "block", "embed"}
-    for role in PLACES[kind]:
+    assert set(ROLE_PATHS[kind]) == {*LINEAR, "attn.kv", "block", "embed"}
+    for role in ROLE_PATHS[kind]:
         for path, _ in paths(encoder, role):
             (left,) = leaving(encoder, kind, path)
             assert left.shape[0] == 4, f"{role} at {path}"
@@ -277,7 +277,7 @@ def test_attention_with_a_place_is_timms_own(options: dict[str, Any]) -> None:
         vit = VisionTransformer(8, 4, 3, embed_dim=16, depth=2, num_heads=2, num_classes=0, **options).eval()
     plain: Any = copy.deepcopy(vit)
     x = torch.rand(3, 3, 8, 8)
-    backbone = wrapped(vit)
+    backbone = timm_encoder(vit)
     assert vit.state_dict().keys() == plain.state_dict().keys()
     torch.testing.assert_close(backbone(x), plain((x - 0.5) / 0.5), rtol=0, atol=1e-6)
     mask = torch.rand(5, 5) > 0.3

@@ -22,11 +22,11 @@ from forgetlab.avalanche_api import (
     with_task_labels,
 )
 from forgetlab.batch import Batch
+from forgetlab.competing_classes import MASK
 from forgetlab.config import load
 from forgetlab.data import TensorLoader, TensorTask
 from forgetlab.description import Budget, Train
 from forgetlab.loop import Loop
-from forgetlab.network import MASK
 from forgetlab.replay import Memory, Rehearsal
 from forgetlab.scenario import Samples
 from forgetlab.seeding import generator, reseed

@@ -53,7 +53,7 @@ def test_what_lies_above_is_not_computed() -> None:
     x, count = samples(backbone, 0), Counting(backbone)
     FrozenWork(backbone).entering(backbone, Source.all(x), 1)
     assert (count.first, count.last) == (len(x), len(x))  # of two blocks: the last is where it stops
-    entered = frozen.entering(backbone, x, 1)
+    entered = frozen.entering_block(backbone, x, 1)
     after = []
     blocks(backbone)[0].register_forward_hook(
         lambda _, __, left: after.append(left[0] if isinstance(left, tuple) else left)

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 from forgetlab import engine, plugins, vae
 from forgetlab.batch import Batch
+from forgetlab.competing_classes import MASK
 from forgetlab.config import load
 from forgetlab.data import to_benchmark
 from forgetlab.description import Budget, Train
 from forgetlab.loop import Loop
 from forgetlab.models import MLP
-from forgetlab.network import MASK, SharedNetwork
+from forgetlab.network import SharedNetwork
 from forgetlab.replay import Memory
 from forgetlab.scenario import Samples, Scenario, Task, dataset
 from forgetlab.seeding import generator

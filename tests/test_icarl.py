@@ -21,13 +21,14 @@ from forgetlab.avalanche_api import (
     with_task_labels,
 )
 from forgetlab.batch import Batch
+from forgetlab.competing_classes import MASK
 from forgetlab.config import load
 from forgetlab.data import TensorLoader, TensorTask
 from forgetlab.description import Budget, Train
 from forgetlab.ledger import byte_count
 from forgetlab.loop import Loop
 from forgetlab.models import MLP
-from forgetlab.network import MASK, SharedNetwork
+from forgetlab.network import SharedNetwork
 from forgetlab.replay import Memory, Slots
 from forgetlab.scenario import Samples
 from forgetlab.seeding import drawn_from, generator, reseed

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from forgetlab import inspection, plugins
 from forgetlab.cli import main
-from forgetlab.inspection import problems
+from forgetlab.inspection import soundness_problems
 from forgetlab.scenario import Samples, Scenario, Task
 
 ADVICE = "keep each on one side, or say 'rows_may_repeat: true' where different things look the same"
@@ -70,30 +70,33 @@ def with_rows(part: Samples, rows: list[int], source: Samples, source_rows: list
 
 
 def test_nothing_is_found_in_a_sound_stream() -> None:
-    assert problems(sound()) == []
-    assert problems(replace(sound(), held_back=Task("x", samples(90, [0, 1]), samples(91, [0, 1]), (0, 1)))) == []
+    assert soundness_problems(sound()) == []
+    assert (
+        soundness_problems(replace(sound(), held_back=Task("x", samples(90, [0, 1]), samples(91, [0, 1]), (0, 1))))
+        == []
+    )
 
 
 @pytest.mark.parametrize("spec", OWN, ids=lambda spec: "-".join(map(str, spec.values())))
 def test_nothing_is_found_in_our_own_streams(spec: dict[str, Any]) -> None:
     options = {key: value for key, value in spec.items() if key != "name"}
-    assert problems(plugins.build("scenario", spec["name"], options, seed=0)) == []
+    assert soundness_problems(plugins.build("scenario", spec["name"], options, seed=0)) == []
 
 
 @pytest.mark.parametrize("options", STREAMS, ids=lambda options: "-".join(options))
 def test_nothing_is_found_in_what_is_done_to_a_stream(options: dict[str, Any]) -> None:
-    assert problems(plugins.build("scenario", "stream", {"data": "digits", **options}, seed=1)) == []
+    assert soundness_problems(plugins.build("scenario", "stream", {"data": "digits", **options}, seed=1)) == []
 
 
 def test_no_tasks() -> None:
-    assert problems(replace(sound(), tasks=())) == ["the stream has no tasks; give it at least one"]
+    assert soundness_problems(replace(sound(), tasks=())) == ["the stream has no tasks; give it at least one"]
 
 
 @pytest.mark.parametrize("kind", ["training", "test"])
 def test_an_empty_part(kind: str) -> None:
     field = inspection.KINDS[kind]
     empty = Samples(torch.empty(0, 1, 3, 3), torch.empty(0, dtype=torch.int64))
-    assert problems(with_task(sound(), 1, **{field: empty})) == [
+    assert soundness_problems(with_task(sound(), 1, **{field: empty})) == [
         f"task 1 ('t1') has no {kind} rows; give it some, or leave the task out"
     ]
 
@@ -104,7 +107,7 @@ def test_forms_that_differ() -> None:
     stream = with_task(stream, 1, train=Samples(train.x.flatten(1), train.y))
     stream = with_task(stream, 2, test=Samples(test.x.double(), test.y))
     like = "but 1 x 3 x 3 (float32) in task 0 ('t0'), training; bring all rows to one form"
-    assert problems(stream) == [
+    assert soundness_problems(stream) == [
         f"task 1 ('t1'), training: a row is 9 (float32), {like}",
         f"task 2 ('t2'), test: a row is 1 x 3 x 3 (float64), {like}",
     ]
@@ -113,7 +116,7 @@ def test_forms_that_differ() -> None:
 def test_inputs_and_labels_that_do_not_match() -> None:
     train, test = sound().tasks[0].train, sound().tasks[0].test
     stream = with_task(sound(), 0, train=Samples(train.x[:-1], train.y), test=Samples(test.x, test.y.int()))
-    assert problems(stream) == [
+    assert soundness_problems(stream) == [
         "task 0 ('t0'), training: 19 inputs but 20 labels; give every input one label",
         "task 0 ('t0'), test: labels are one number (int32); make them int64, one number for each row",
     ]
@@ -124,19 +127,19 @@ def test_labels_out_of_range_are_named_five_at_most() -> None:
     y = task.train.y.clone()
     y[[1, 4]] = 6
     y[[6, 8, 10, 12, 14]] = -1
-    (line,) = problems(with_task(sound(), 2, train=Samples(task.train.x, y)))
+    (line,) = soundness_problems(with_task(sound(), 2, train=Samples(task.train.x, y)))
     where = "task 2 ('t2'), training: labels outside 0 to 5 in rows 1, 4, 6, 8, 10 and 2 more"
     assert line == f"{where}; number the classes from 0"
 
 
 def test_labels_of_the_classes_held_back_count_for_themselves() -> None:
     apart = Task("x", samples(90, [0, 1]), samples(91, [0, 2]), (0, 1))
-    found = problems(replace(sound(), held_back=apart))
+    found = soundness_problems(replace(sound(), held_back=apart))
     assert found == ["the classes held back, test: labels outside 0 to 1 in row 1; number the classes from 0"]
 
 
 def test_classes_that_do_not_occur() -> None:
-    (line,) = problems(with_task(sound(), 1, classes=(2, 4)))
+    (line,) = soundness_problems(with_task(sound(), 1, classes=(2, 4)))
     told = "task 1 ('t1'): its classes are given as 2, 4, but its rows have 2, 3"
     assert line == f"{told}; name those that occur"
 
@@ -150,10 +153,10 @@ def single(labels: list[int], known: bool) -> Scenario:
 
 
 def test_one_class_in_a_task_is_sound_where_all_seen_classes_compete() -> None:
-    assert problems(single([0, 1, 2], known=False)) == []
-    told = problems(single([0, 1, 2], known=True))
+    assert soundness_problems(single([0, 1, 2], known=False)) == []
+    told = soundness_problems(single([0, 1, 2], known=True))
     assert len(told) == 3 and told[2].startswith("task 2 ('t2') is told at test and has one class, so nothing is left")
-    shared = problems(single([0, 0, 0], known=False))
+    shared = soundness_problems(single([0, 0, 0], known=False))
     assert len(shared) == 1 and shared[0].startswith("all tasks have the same single class")
 
 
@@ -161,11 +164,11 @@ def test_one_class_in_a_task_is_sound_where_all_seen_classes_compete() -> None:
 def test_values_that_are_no_numbers(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "CHUNK", 4 * 36)  # four rows at a time
     test = with_x(sound().tasks[1].test, lambda x: x[torch.tensor([2, 5, 7]), 0, 1, 1].fill_(0))
-    assert problems(with_task(sound(), 1, test=test)) == []
+    assert soundness_problems(with_task(sound(), 1, test=test)) == []
     x = test.x.clone()
     x[torch.tensor([2, 5, 7]), 0, 1, 1] = value
     where = "task 1 ('t1'), test: NaN or infinity in rows 2, 5, 7"
-    assert problems(with_task(sound(), 1, test=Samples(x, test.y))) == [
+    assert soundness_problems(with_task(sound(), 1, test=Samples(x, test.y))) == [
         f"{where}; replace these values, or leave the rows out"
     ]
 
@@ -176,7 +179,7 @@ def test_training_rows_that_are_test_rows_of_any_task(monkeypatch: pytest.Monkey
     train = with_rows(stream.tasks[2].train, [3, 9], stream.tasks[0].test, [1, 7])
     train = with_rows(train, [15], stream.tasks[2].test, [4])
     named = "row 3 is row 1 of task 0; row 9 is row 7 of task 0; row 15 is row 4 of task 2"
-    assert problems(with_task(stream, 2, train=train)) == [
+    assert soundness_problems(with_task(stream, 2, train=train)) == [
         f"task 2 ('t2'), training: 3 rows are also test data ({named}); {ADVICE}"
     ]
 
@@ -188,7 +191,7 @@ def test_validation_rows_that_are_elsewhere() -> None:
     validation = with_rows(validation, [0], stream.tasks[0].test, [5])
     validation = with_rows(validation, [4], stream.tasks[0].train, [11])
     end = ADVICE
-    assert problems(with_task(stream, 1, validation=validation)) == [
+    assert soundness_problems(with_task(stream, 1, validation=validation)) == [
         f"task 1 ('t1'), validation: 1 row is also test data (row 0 is row 5 of task 0); {end}",
         f"task 0 ('t0'), training: 1 row is also validation data (row 11 is row 4 of task 1); {end}",
     ]
@@ -198,14 +201,16 @@ def test_rows_held_back_that_are_tested_on_in_the_stream() -> None:
     apart = samples(90, [0, 1] * 4)
     apart = Task("x", with_rows(apart, [6], sound().tasks[1].test, [2]), samples(91, [0, 1]), (0, 1))
     named = "(row 6 is row 2 of task 1)"
-    (line,) = problems(replace(sound(), held_back=apart))
+    (line,) = soundness_problems(replace(sound(), held_back=apart))
     assert line.startswith(f"the classes held back, training: 1 row is also test data {named}")
 
 
 def test_many_rows_are_counted_and_five_are_named() -> None:
     stream = sound()
     rows = list(range(8))
-    (line,) = problems(with_task(stream, 0, train=with_rows(stream.tasks[0].train, rows, stream.tasks[1].test, rows)))
+    (line,) = soundness_problems(
+        with_task(stream, 0, train=with_rows(stream.tasks[0].train, rows, stream.tasks[1].test, rows))
+    )
     assert "8 rows are also test data (row 0 is row 0 of task 1; " in line
     assert line.count(" is row ") == 5 and " and 3 more)" in line
 
@@ -217,14 +222,14 @@ def test_rows_that_differ_in_one_bit_are_not_the_same(bit: int) -> None:
     other[:, 1] ^= -(2**63) if bit == 63 else 2**bit
     y = torch.tensor([0, 1] * 10)
     stream = Scenario((Task("t", Samples(one, y), Samples(other, y), (0, 1)),), ("a", "b"), False)
-    assert problems(stream) == []
-    assert len(problems(with_task(stream, 0, test=Samples(one.clone(), y)))) == 1
+    assert soundness_problems(stream) == []
+    assert len(soundness_problems(with_task(stream, 0, test=Samples(one.clone(), y)))) == 1
 
 
 def test_equal_hashes_alone_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = inspection._hashed
     monkeypatch.setattr(inspection, "_hashed", lambda rows: hashed(rows) * 0)
-    assert problems(sound()) == []
+    assert soundness_problems(sound()) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.int32, torch.bfloat16, torch.float64])
@@ -233,9 +238,9 @@ def test_rows_of_any_kind_and_length(dtype: torch.dtype) -> None:
     rows = torch.randint(0, 2, (60, 37), generator=draw).to(dtype)
     y = torch.tensor([0, 1] * 15)
     stream = Scenario((Task("t", Samples(rows[:30], y), Samples(rows[30:], y), (0, 1)),), ("a", "b"), False)
-    assert problems(stream) == []
+    assert soundness_problems(stream) == []
     rows[5] = rows[42]
-    (line,) = problems(stream)
+    (line,) = soundness_problems(stream)
     assert "(row 5 is row 12 of task 0)" in line
 
 
@@ -247,8 +252,8 @@ def coincidence(few: bool) -> Scenario:
 
 
 def test_rows_of_few_values_are_equal_by_chance_where_the_data_say_so() -> None:
-    assert problems(coincidence(few=False)) == [] != problems(coincidence(few=True))
-    assert problems(replace(coincidence(few=True), rows_may_repeat=True)) == []
+    assert soundness_problems(coincidence(few=False)) == [] != soundness_problems(coincidence(few=True))
+    assert soundness_problems(replace(coincidence(few=True), rows_may_repeat=True)) == []
 
 
 def test_the_same_training_rows_in_every_task_hide_nothing() -> None:
@@ -256,7 +261,7 @@ def test_the_same_training_rows_in_every_task_hide_nothing() -> None:
     leaking = with_rows(first, [3], test, [2])
     for train, n in ((first, 0), (leaking, 3)):
         tasks = tuple(Task(f"t{i}", train, test, (0, 1)) for i in range(3))
-        assert len(problems(Scenario(tasks, ("a", "b"), False))) == n
+        assert len(soundness_problems(Scenario(tasks, ("a", "b"), False))) == n
 
 
 class OnDisk:
@@ -280,8 +285,8 @@ def test_rows_on_disk_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
     train = with_rows(stream.tasks[2].train, [3], stream.tasks[0].test, [1])
     train = with_x(train, lambda x: x[7].fill_(float("nan")))
     mapped = OnDisk(train.x)
-    found = problems(with_task(stream, 2, train=Samples(cast(Tensor, mapped), train.y)))
-    assert found == problems(with_task(stream, 2, train=train)) and len(found) == 2
+    found = soundness_problems(with_task(stream, 2, train=Samples(cast(Tensor, mapped), train.y)))
+    assert found == soundness_problems(with_task(stream, 2, train=train)) and len(found) == 2
     assert mapped.most == 4
 
 
@@ -335,5 +340,5 @@ def test_the_same_file_without_the_overlap_is_let_through(leak: Path) -> None:
 def test_a_class_that_is_tested_before_it_was_trained_on_is_found() -> None:
     stream = sound()
     late = with_task(stream, 1, train=samples(5, [2] * 8), classes=(2, 3))
-    (line,) = problems(late)
+    (line,) = soundness_problems(late)
     assert line == "task 1 ('t1') tests labels 3, of which no row was trained on by then; give it some"

@@ -83,18 +83,18 @@ def test_what_only_adds_has_changed_nothing_and_has_no_rank() -> None:
 
 def test_the_table_shows_what_was_measured(lora: Result) -> None:
     summaries = report.summarise([Finished(lora, {"seconds": 1.0, "latency": 1.25})])
-    columns = prices.columns(summaries)
+    columns = prices.price_columns(summaries)
     assert columns["strategy"] == ["lora"]
     assert columns["latency"] == ["1.25"]
     assert columns["of the backbone"] == [prices.percent(lora.counts["per_task"]["task_bytes"][0] / (4 * SIZE))]
     assert report.PRICE in report.markdown(summaries, "title")
     bare = report.summarise([Finished(run(Strategy(name="naive", reference={"name": "naive"})), {})])
-    assert prices.columns(bare) == {} and report.PRICE not in report.markdown(bare, "title")
+    assert prices.price_columns(bare) == {} and report.PRICE not in report.markdown(bare, "title")
 
 
 @pytest.mark.parametrize("name", prices.PRICES)
 def test_each_price_is_defined(name: str, lora: Result) -> None:
-    assert definitions.describe(name).startswith(f"{name}: a price")
+    assert definitions.describe_metric(name).startswith(f"{name}: a price")
     cells = report.summarise([Finished(lora, {"latency": 1.0})])[0].cells
     assert cells.get(name) is not None
 

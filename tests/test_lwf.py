@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from forgetlab.batch import Batch
 from forgetlab.checks import regularizer as checks
+from forgetlab.competing_classes import MASK
 from forgetlab.learners import byte_count
 from forgetlab.models import MLP
-from forgetlab.network import MASK, SharedNetwork
+from forgetlab.network import SharedNetwork
 from forgetlab.plugins import Plugin
 from forgetlab.regularization import frozen_copy, logits
 from forgetlab.seeding import drawn_from, generator

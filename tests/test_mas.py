@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import network as networks
-from forgetlab import plugins
+from forgetlab import competing_classes, plugins
 from forgetlab.batch import Batch
 from forgetlab.checks.regularizer import batch, moved, network
 from forgetlab.fisher import RULES, sensitivity
@@ -31,7 +30,7 @@ def one_by_one(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     sums = {name: torch.zeros_like(p) for name, p in named.items()}
     for i in range(len(batch.y)):
         output = logits(model, batch.rows(torch.tensor([i])))
-        norm = output[output > networks.MASK].square().sum()
+        norm = output[output > competing_classes.MASK].square().sum()
         gradients = torch.autograd.grad(norm, list(named.values()), allow_unused=True)
         for name, gradient in zip(named, gradients, strict=True):
             sums[name] += 0 if gradient is None else gradient.abs()

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from forgetlab import plugins
 from forgetlab.batch import UNKNOWN
+from forgetlab.competing_classes import MASK
 from forgetlab.isolated import IsolatedNetwork
 from forgetlab.isolation import Isolation, Router
 from forgetlab.models import MLP
-from forgetlab.network import MASK, Head, Network, SharedNetwork
+from forgetlab.network import Head, Network, SharedNetwork
 
 N_CLASSES = 6  # two tasks of two classes are opened; 4 and 5 are still to come
 TASKS = torch.tensor([0, 1])  # of the two samples; task 1 is in training

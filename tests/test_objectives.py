@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from forgetlab import objectives
 from forgetlab.backbones.cnn import CNN
-from forgetlab.backbones.transformer import MASK, VOCABULARY, Transformer
+from forgetlab.backbones.transformer import MASK_ID, VOCABULARY, Transformer
 from forgetlab.description import Augment
 from forgetlab.models import MLP, ViT
-from forgetlab.objectives import Causal, Contrastive, Masked, Name, Objective, Pieces, made, masked, nt_xent
+from forgetlab.objectives import Causal, Contrastive, DrawName, Masked, Objective, Pieces, made, masked, nt_xent
 from forgetlab.options import OptionError
 from forgetlab.scenario import as_input, dataset
 from forgetlab.seeding import generator
@@ -31,7 +31,7 @@ TEXTS = [
 ]
 
 
-def names(n: int, epoch: int = 0) -> list[Name]:
+def names(n: int, epoch: int = 0) -> list[DrawName]:
     return [("train", 0, epoch, row) for row in range(n)]
 
 
@@ -42,7 +42,7 @@ def transformer(causal: bool = False, vocabulary: int = SMALL) -> Transformer:
 
 def ids(n: int, vocabulary: int = SMALL) -> Tensor:
     """[CLS], pieces, [SEP], and in every second text four places of padding."""
-    x = torch.randint(MASK + 1, vocabulary, (n, LENGTH), generator=generator("ids"), dtype=torch.int32)
+    x = torch.randint(MASK_ID + 1, vocabulary, (n, LENGTH), generator=generator("ids"), dtype=torch.int32)
     x[:, 0], x[:, -1], x[1::2, -5] = 101, 102, 102
     x[1::2, -4:] = 0
     return x
@@ -88,12 +88,12 @@ def test_masking_asks_what_bert_asks() -> None:
     assert not asked[~may].any() and torch.equal(shown[~asked], x[~asked])
     n, k = int(may.sum()), int(asked.sum())
     assert stats.chisquare([k, n - k], [0.15 * n, 0.85 * n]).pvalue > 0.01
-    hidden, same = (shown == MASK)[asked].sum().item(), (shown == x)[asked].sum().item()
+    hidden, same = (shown == MASK_ID)[asked].sum().item(), (shown == x)[asked].sum().item()
     kinds = [hidden, k - hidden - same, same]
     assert stats.chisquare(kinds, [0.8 * k, 0.1 * k, 0.1 * k]).pvalue > 0.01
-    others = shown[asked & (shown != MASK) & (shown != x)]
-    assert others.min() > MASK and others.max() < VOCABULARY
-    spread = torch.histc(others.float(), 10, MASK + 1, VOCABULARY)
+    others = shown[asked & (shown != MASK_ID) & (shown != x)]
+    assert others.min() > MASK_ID and others.max() < VOCABULARY
+    spread = torch.histc(others.float(), 10, MASK_ID + 1, VOCABULARY)
     assert stats.chisquare(spread.numpy()).pvalue > 0.01
     places = asked[::2, 1:-1].sum(0)
     assert stats.chisquare(places.numpy()).pvalue > 0.01, "no place is asked more often"

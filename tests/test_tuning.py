@@ -198,7 +198,7 @@ def test_lists_of_numbers_are_choices_and_lists_by_type_are_not(tmp_path: Path) 
         ("strategies", 1, "regularization", 0, "strength"): (1.0, 2.0, 4.0),
         ("strategies", 2, "isolation", "parts", 0, "rank"): (1, 2, 4),
     }
-    spaces = {entry.name: tuning.names(entry, tuning.space(given, entry)) for entry in given.entries}
+    spaces = {entry.name: tuning.choice_names(entry, tuning.space(given, entry)) for entry in given.entries}
     assert spaces == {
         "naive": ["lr"],
         "ridge": ["strength"],
@@ -233,8 +233,8 @@ def test_a_grid_is_in_the_order_of_the_file(tmp_path: Path) -> None:
     )
     given = experiment(tmp_path, *changes)
     naive, lwf = given.entries[0], given.entries[-1]
-    assert tuning.names(naive, tuning.space(given, naive)) == ["weight_decay", "lr", "batch_size"]
-    chosen = tuning.names(lwf, tuning.space(given, lwf))
+    assert tuning.choice_names(naive, tuning.space(given, naive)) == ["weight_decay", "lr", "batch_size"]
+    chosen = tuning.choice_names(lwf, tuning.space(given, lwf))
     assert chosen == ["weight_decay", "lr", "batch_size", "temperature", "strength"]
 
 
@@ -252,11 +252,11 @@ def test_choices_have_the_shortest_names_that_tell_them_apart() -> None:
         ("regularization", 0, "strength"): "ewc.strength",
         ("regularization", 1, "strength"): "lwf.strength",
     }
-    assert tuning.names(entry, tuple(Choice(at=at) for at in called)) == list(called.values())
+    assert tuning.choice_names(entry, tuple(Choice(at=at) for at in called)) == list(called.values())
     both = tuple(Choice(at=("regularization", i, "strength")) for i in range(2))
-    assert tuning.names(entry, both[:1]) == ["strength"]
+    assert tuning.choice_names(entry, both[:1]) == ["strength"]
     twins = entry.model_copy(update={"regularization": ({"name": "ewc", "strength": 1.0},) * 2})
-    assert tuning.names(twins, both) == ["0.strength", "1.strength"]
+    assert tuning.choice_names(twins, both) == ["0.strength", "1.strength"]
 
 
 # What is refused
@@ -620,5 +620,5 @@ def test_a_tracker_is_shown_what_was_chosen_and_what_it_took(
     parameters = projection.flatten(folders[0].description())
     assert parameters["tuned.values.lr"] == parameters["train.lr"] == chosen["values"]["lr"]
     assert parameters["tuned.search.choices.lr"] == [1e-3, 1e-2, 3e-2]
-    points = {name: value for name, value, _ in projection.points(projection.curves([result]), summary)}
+    points = {name: value for name, value, _ in projection.points(projection.thinned_curves([result]), summary)}
     assert points["price/tuning_samples_seen"] == chosen["samples_seen"] and points["price/tuning_trials"] == 3

@@ -17,7 +17,7 @@ from forgetlab.config import load
 from forgetlab.regularization import Regularizer
 from forgetlab.slots import Slots
 from forgetlab.store import Store
-from forgetlab.targets import COLUMNS, Target, TargetsError, chosen, read
+from forgetlab.targets import COLUMNS, Target, TargetsError, chosen_targets, read
 
 PUBLISHED = Path(__file__).parents[1] / "experiments" / "published"
 TARGETS = PUBLISHED / "targets.csv"
@@ -219,7 +219,7 @@ def test_an_unknown_row_names_the_nearest(folder: Path) -> None:
     assert done.exit_code == 2
     assert done.stderr == "no row 'tinny' among the published numbers; did you mean 'tiny'?\n"
     row = read(folder / "targets.csv")[0]
-    assert chosen([row, replace(row, name="b")], ["b"]) == [replace(row, name="b")]
+    assert chosen_targets([row, replace(row, name="b")], ["b"]) == [replace(row, name="b")]
 
 
 def test_a_rows_file_with_several_strategies_is_refused(folder: Path) -> None:

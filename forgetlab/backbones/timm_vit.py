@@ -63,10 +63,10 @@ def timm(
         _load(made, weights)
     settings = made.pretrained_cfg
     own: ImagePool = "mean" if made.global_pool == "avg" else "first"
-    return wrapped(made, pool or own, settings["mean"], settings["std"])
+    return timm_encoder(made, pool or own, settings["mean"], settings["std"])
 
 
-def wrapped(
+def timm_encoder(
     vit: Any, pool: ImagePool = "first", mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.5,)
 ) -> ImageEncoder:
     """A ``VisionTransformer`` of timm as a backbone; its attention is replaced.

@@ -14,7 +14,7 @@ from forgetlab.text import PADDING, TOKENIZER
 
 READS = "a transformer reads token ids, as a text data set gives them with 'form: ids'"
 VOCABULARY = 30522  # ids that the tokenizer gives
-UNKNOWN, MASK = 100, 103  # [UNK] and [MASK]; after the latter only pieces of text follow, frequent ones first
+UNKNOWN_ID, MASK_ID = 100, 103  # [UNK] and [MASK]; after the latter only pieces of text follow, frequent ones first
 
 
 @register("model", "transformer")
@@ -25,7 +25,7 @@ class Transformer(nn.Module):
     """
 
     tokenizer = TOKENIZER
-    mask = MASK
+    mask = MASK_ID
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Transformer(nn.Module):
         width: PositiveInt = 64,
         depth: PositiveInt = 4,
         heads: PositiveInt = 4,
-        vocabulary: Annotated[int, Field(gt=MASK + 1, le=VOCABULARY)] = VOCABULARY,
+        vocabulary: Annotated[int, Field(gt=MASK_ID + 1, le=VOCABULARY)] = VOCABULARY,
         causal: bool = False,
     ) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
 
     def known(self, ids: Tensor) -> Tensor:
         """(B, L) -> (B, L): the ids with [UNK] for what is not in the vocabulary"""
-        return ids.where(ids < self.vocabulary, UNKNOWN)
+        return ids.where(ids < self.vocabulary, UNKNOWN_ID)
 
     def pieces(self, ids: Tensor) -> Tensor:
         """(B, L) -> (B, L) bool: pieces of text in the vocabulary; not padding, [CLS], [SEP], [MASK] or [UNK]"""

@@ -85,10 +85,10 @@ def _hf_vit() -> nn.Module:
 def _timm() -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
-    from forgetlab.backbones.timm_vit import wrapped
+    from forgetlab.backbones.timm_vit import timm_encoder
 
     vit = VisionTransformer(SIDE, PATCH, 1, embed_dim=WIDTH, depth=LAYERS, num_heads=HEADS, mlp_ratio=2)
-    return wrapped(vit)
+    return timm_encoder(vit)
 
 
 FAMILIES: Mapping[str, Callable[[], nn.Module]] = {

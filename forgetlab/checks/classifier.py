@@ -8,7 +8,7 @@ from torch import Tensor
 from forgetlab import plugins
 from forgetlab.checks.common import make
 from forgetlab.classifier import Classifier
-from forgetlab.network import MASK
+from forgetlab.competing_classes import MASK
 from forgetlab.plugins import Plugin
 from forgetlab.seeding import generator
 

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from forgetlab.batch import Batch
 from forgetlab.checks.common import inputs, make
+from forgetlab.competing_classes import MASK
 from forgetlab.models import MLP
-from forgetlab.network import MASK, SharedNetwork
+from forgetlab.network import SharedNetwork
 from forgetlab.plugins import Plugin
 from forgetlab.regularization import logits
 from forgetlab.replay import Rehearsal

@@ -43,10 +43,10 @@ def hugging_face(
     """
     if sum(map(bool, (image, text, columns))) != 1:
         raise OptionError("say which column x is, by one of 'image', 'text' and 'columns'")
-    found = hugging.chosen(hugging.splits(path, hub, config, revision), train_split, test_split)
+    found = hugging.chosen_splits(hugging.splits(path, hub, config, revision), train_split, test_split)
     used = [name for name in (label, domain, text, *columns) if name]
-    train, test = hugging.table(found[0], used), hugging.table(found[1], used) if len(found) > 1 else None
-    classes, sources = hugging.names(found[0], label), hugging.names(found[0], domain)
+    train, test = hugging.as_table(found[0], used), hugging.as_table(found[1], used) if len(found) > 1 else None
+    classes, sources = hugging.label_names(found[0], label), hugging.label_names(found[0], domain)
     parts = labelled(
         train, test, label, domain=domain, class_names=classes, domain_names=sources, test_share=test_share
     )

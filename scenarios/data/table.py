@@ -10,7 +10,7 @@ from forgetlab.columns import Missing, Statistics, numbers
 from forgetlab.files import Separator, read_table
 from forgetlab.plugins import OptionError, register
 from forgetlab.scenario import Dataset
-from forgetlab.table import Order, Share, by_column, labelled, texts
+from forgetlab.table import DomainOrder, Share, by_column, labelled, texts
 
 
 @register("data", "table")
@@ -18,7 +18,7 @@ def table(
     path: Path,
     label: str,  # the column of the classes
     domain: str | None = None,  # the column of the domains, such as a year or a place
-    domain_order: Order = "sorted",
+    domain_order: DomainOrder = "sorted",
     text: str | None = None,  # a column of texts: x is this one alone
     max_length: PositiveInt = 64,  # of a text, in tokens
     drop: tuple[str, ...] = (),

@@ -11,7 +11,7 @@ from forgetlab.images import Mode
 from forgetlab.plugins import register
 from forgetlab.scenario import Dataset
 from forgetlab.table import Share, labelled
-from forgetlab.vision import parts, read, tables
+from forgetlab.vision import labelled_tables, parts, read
 
 
 @register("data", "torchvision")
@@ -37,7 +37,7 @@ def torchvision_data(
     """
     found = parts(data_set, root, download, options or {}, (train_split, test_split))
     images = [read(part, data_set, size, mode) for part in found]
-    rows, names = tables(found, [labels for _, labels in images], data_set)
+    rows, names = labelled_tables(found, [labels for _, labels in images], data_set)
     test = rows[1] if len(rows) > 1 else None
     whole = labelled(rows[0], test, "label", class_names=names, test_share=test_share)
     return whole.dataset(images[0][0], images[1][0]) if test else whole.taken_from(images[0][0])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forgetlab.pixels import on_floats, refuse_all_but_images
 from forgetlab.plugins import register
-from forgetlab.scenario import Changes
+from forgetlab.scenario import DomainChanges
 
 
 @register("transform", "blur")
@@ -19,7 +19,7 @@ def blur(
     seed: int,
     n_tasks: int,
     max_sigma: PositiveFloat = 2.0,  # pixels, of the last task
-) -> Changes:
+) -> DomainChanges:
     """Images under a Gaussian kernel of standard deviation task / (n_tasks - 1) * max_sigma; edges are continued."""
     sigmas = [max_sigma * task / max(n_tasks - 1, 1) for task in range(n_tasks)]
     return {f"blur {sigma:g}": partial(blurred, sigma=sigma) for sigma in sigmas}

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from forgetlab.pixels import on_floats, refuse_all_but_images
 from forgetlab.plugins import OptionError, register
-from forgetlab.scenario import Changes
+from forgetlab.scenario import DomainChanges
 
 
 @register("transform", "colour")
-def colour(seed: int, n_tasks: int) -> Changes:
+def colour(seed: int, n_tasks: int) -> DomainChanges:
     """Hues turned by task / n_tasks of the circle; grey images, which have none, are tinted with that hue.
 
     Every task is RGB, the first as well, whose colours stay as they are.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forgetlab.pixels import on_floats, refuse_all_but_images
 from forgetlab.plugins import register
-from forgetlab.scenario import Changes
+from forgetlab.scenario import DomainChanges
 
 
 @register("transform", "contrast")
@@ -19,7 +19,7 @@ def contrast(
     seed: int,
     n_tasks: int,
     min_contrast: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2,  # of the last task, where the first has 1
-) -> Changes:
+) -> DomainChanges:
     """Pixels drawn towards the mean of their image and channel, to a share that falls evenly to min_contrast."""
     shares = [1 - (1 - min_contrast) * task / max(n_tasks - 1, 1) for task in range(n_tasks)]
     return {f"contrast {share:g}": partial(flattened, share=share) for share in shares}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forgetlab.pixels import on_floats, refuse_all_but_images
 from forgetlab.plugins import register
-from forgetlab.scenario import Changes
+from forgetlab.scenario import DomainChanges
 from forgetlab.seeding import generator
 
 
@@ -20,7 +20,7 @@ def noise(
     seed: int,
     n_tasks: int,
     max_deviation: PositiveFloat = 0.4,  # of the last task, where black is 0 and white is 1
-) -> Changes:
+) -> DomainChanges:
     """Noise of standard deviation task / (n_tasks - 1) * max_deviation added to every pixel, then cut to [0, 1]."""
     deviations = [max_deviation * task / max(n_tasks - 1, 1) for task in range(n_tasks)]
     return {f"noise {sd:g}": partial(noisy, seed=seed, task=task, deviation=sd) for task, sd in enumerate(deviations)}

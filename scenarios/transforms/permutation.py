@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from forgetlab.plugins import OptionError, register
-from forgetlab.scenario import Changes
+from forgetlab.scenario import DomainChanges
 from forgetlab.seeding import generator
 
 
 @register("transform", "permutation")
-def permutation(seed: int, n_tasks: int) -> Changes:
+def permutation(seed: int, n_tasks: int) -> DomainChanges:
     """The positions of every sample shuffled in a way of the task's own, which the seed draws; the first stays."""
     return {f"permutation {task}": partial(shuffled, seed, task) for task in range(n_tasks)}
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from forgetlab.plugins import OptionError, register
-from forgetlab.scenario import Changes
+from forgetlab.scenario import DomainChanges
 
 ROWS = 1_000  # at once
 
@@ -24,7 +24,7 @@ def rotation(
     seed: int,
     n_tasks: int,
     max_angle: PositiveFloat = 180.0,  # degrees, of the last task
-) -> Changes:
+) -> DomainChanges:
     """Images turned by task / (n_tasks - 1) * max_angle degrees."""
     angles = [max_angle * task / max(n_tasks - 1, 1) for task in range(n_tasks)]
     return {f"{angle:g} degrees": partial(rotated, degrees=angle) for angle in angles}

@@ -27,7 +27,7 @@ class PEFT(Isolation):
         at = config.get("layers_to_transform")  # which peft does not heed where a module is named by its whole path
         layers = (at,) if isinstance(at, int) else at and tuple(at)
         super().__init__((*(role for role in ROLES if role in named), "block"), layers)
-        self.options, self.kinds = config, tuners.checked(library("peft"), config)
+        self.options, self.kinds = config, tuners.tuner_classes(library("peft"), config)
         self.identity_at_birth = tuners.identity_at_birth(config)  # type: ignore[misc]
         self.draws, self.paths = tuners.draws(config), dict[str, str]()
 
@@ -43,7 +43,7 @@ class PEFT(Isolation):
         for key, value in options.items():
             if isinstance(value, list):
                 options[key] = list(dict.fromkeys(path for one in value for path in paths.get(one, [one])))
-        found = tuners.layers(self.kinds, options, backbone)
+        found = tuners.tuner_layers(self.kinds, options, backbone)
         self.paths = {path.replace(".", "-"): path for path in found}
         self.parts = nn.ModuleDict({key: found[path] for key, path in self.paths.items()})
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, arange
 
-from forgetlab.classifier import RandomFeatures, add, best_strength, ridge
+from forgetlab.classifier import RandomFeatures, add_samples, best_strength, ridge
 from forgetlab.plugins import register
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(-8, 9))
@@ -37,7 +37,7 @@ class RanPAC(RandomFeatures):
             held = (self.arrived + 1 + arange(len(labels), device=labels.device)) % HELD_OUT == 0
             for part, rows in zip(PARTS, (~held, held), strict=True):
                 if rows.any():
-                    add(self._sums_of[part], self.see(features[rows]), labels[rows], squares=True)
+                    add_samples(self._sums_of[part], self.see(features[rows]), labels[rows], squares=True)
             self.arrived += len(labels)
 
     def close(self, task: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.plugins import register
-from forgetlab.regularization import UNKNOWN, Batch, Regularizer, answers, changing, frozen_copy
+from forgetlab.regularization import UNKNOWN, Batch, Regularizer, answers, changing, classes_at_test, frozen_copy
 
 
 @register("regularizer", "lwf")
@@ -35,7 +35,7 @@ class LwF(Regularizer):
         with torch.no_grad():
             taught = answers(self.teacher, batch.x)
         learned, every = answers(model, batch.x, output), set[int]().union(*self.classes.values())
-        known = {task: sorted(every if task == UNKNOWN else self.classes.get(task, ())) for task in taught}
+        known = {t: classes_at_test(self.classes.get(t, ()), every, task_known=t != UNKNOWN) for t in taught}
         old = [self.divergence(learned[t][:, known[t]], taught[t][:, known[t]]) for t in taught if known[t]]
         return torch.stack(old).sum()
 

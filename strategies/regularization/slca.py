@@ -48,7 +48,7 @@ class SLCA(Regime):
         draws, optimizer = self.draws(), torch.optim.SGD(model.head.parameters(), momentum=0.9, weight_decay=5e-4)
         for epoch in range(self.epochs if self.tasks else 0):
             optimizer.param_groups[0]["lr"] = self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-            for x, y in gaussians.batches(self.known, self.samples, self.samples, draws):
+            for x, y in gaussians.drawn_batches(self.known, self.samples, self.samples, draws):
                 optimizer.zero_grad()
                 self.loss(model.head(x), y, model.classes_of).backward()
                 optimizer.step()

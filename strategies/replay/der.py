@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.plugins import register
-from forgetlab.replay import MASK, Batch, Rehearsal
+from forgetlab.replay import Batch, Rehearsal, competes
 
 
 @register("rehearsal", "der++")
@@ -29,7 +29,7 @@ class DarkExperience(Rehearsal):
     def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
         on_new, on_drawn = output[: len(new.y)], output[len(new.y) :]
         stored = drawn.extra["logits"]
-        there = stored > MASK
+        there = competes(stored)
         error = (on_drawn[:, : stored.shape[1]] - stored).masked_fill(~there, 0.0)
         dark = error.square().sum() / there.sum()
         return F.cross_entropy(on_new, new.y) + self.alpha * dark + self.beta * F.cross_entropy(on_drawn, drawn.y)

@@ -7,12 +7,11 @@ compete. A step for which nothing is drawn is one of plain cross-entropy.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.plugins import register
-from forgetlab.replay import MASK, Batch, Rehearsal
+from forgetlab.replay import Batch, Rehearsal, among
 
 
 @register("rehearsal", "er_ace")
@@ -21,6 +20,4 @@ class AsymmetricCrossEntropy(Rehearsal):
 
     def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
         on_new, on_drawn = output[: len(new.y)], output[len(new.y) :]
-        absent = torch.ones(output.shape[1], dtype=torch.bool, device=output.device)
-        absent[new.y] = False
-        return F.cross_entropy(on_new.masked_fill(absent, MASK), new.y) + F.cross_entropy(on_drawn, drawn.y)
+        return F.cross_entropy(among(on_new, new.y), new.y) + F.cross_entropy(on_drawn, drawn.y)

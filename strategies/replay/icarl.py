@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from forgetlab.exemplars import mean_directions, nearest
 from forgetlab.plugins import register
-from forgetlab.replay import MASK, Batch, Rehearsal, Slots
+from forgetlab.replay import Batch, Rehearsal, Slots, competes
 from forgetlab.teacher import changing, frozen_copy, logits
 
 
@@ -43,7 +43,7 @@ class ICaRL(Rehearsal):
             distilled = torch.zeros_like(target, dtype=torch.bool).index_fill(1, y.new_tensor([*self.old]), True)
             distilled[(task == new.task[0]).nonzero(), [*self.current]] = False
             target = torch.where(distilled, logits(self.teacher, Batch(x, y, task)).sigmoid(), target)
-        return F.binary_cross_entropy_with_logits(output, target, (output > MASK).to(output), reduction="sum") / len(y)
+        return F.binary_cross_entropy_with_logits(output, target, competes(output).to(output), reduction="sum") / len(y)
 
     def end(self, model: nn.Module, slots: Slots) -> None:
         self.tensors = {name: tensor.clone() for name, tensor in changing(model).items()}

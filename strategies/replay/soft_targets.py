@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.plugins import register
-from forgetlab.replay import MASK, Batch, Rehearsal
+from forgetlab.replay import Batch, Rehearsal, widened
 
 
 @register("rehearsal", "soft_targets")
@@ -29,7 +29,6 @@ class SoftTargets(Rehearsal):
 
     def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
         n, stored = len(new.y), drawn.extra["logits"]
-        wider = F.pad(stored, (0, output.shape[1] - stored.shape[1]), value=MASK)
-        soft = (wider / self.temperature).softmax(1)
+        soft = (widened(stored, output.shape[1]) / self.temperature).softmax(1)
         told = -(soft * (output[n:] / self.temperature).log_softmax(1)).sum(1)
         return (F.cross_entropy(output[:n], new.y, reduction="sum") + self.temperature**2 * told.sum()) / len(output)
