@@ -70,4 +70,4 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 readme: setup
-	FORGETLAB_WRITE_README=1 $(BIN)/python -m pytest -q tests/test_readme.py -k table
+	FORGETLAB_WRITE_README=1 $(BIN)/python -m pytest -q tests/claims/test_readme.py -k table

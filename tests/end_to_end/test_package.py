@@ -14,7 +14,8 @@ from zipfile import ZipFile
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from helpers.paths import ROOT
+
 ENVIRONMENT = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
 

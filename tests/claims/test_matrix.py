@@ -18,8 +18,8 @@ from forgetlab.config import load
 from forgetlab.description import Experiment
 from forgetlab.scenario import Dataset, dataset
 from forgetlab.yaml_file import FileErrors, to_text
+from helpers.paths import README
 
-README = Path(__file__).parents[1] / "README.md"
 MARK = "<!-- table: matrix -->\n"
 RUNS = "✓"
 UNTOLD = {"head": "fixed", "loss_classes": "all", "reset_optimizer": False}

@@ -11,8 +11,7 @@ from forgetlab import session
 from forgetlab.config import load
 from forgetlab.store import Result, Store
 from forgetlab.yaml_file import parse, to_text
-
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+from helpers.paths import EXPERIMENTS
 
 
 def results(name: str, folder: Path, **scenario: Any) -> dict[str, Result]:

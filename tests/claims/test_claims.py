@@ -22,8 +22,8 @@ from forgetlab.metrics import forgetting, learning_accuracy
 from forgetlab.seeding import drawn_from
 from forgetlab.statistics import disjoint, t_interval
 from forgetlab.store import Result, Store
+from helpers.paths import EXPERIMENTS
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SEEDS = (0, 1, 2, 3, 4)
 
 

@@ -18,8 +18,8 @@ from forgetlab import checks, plugins, scaffold, torchvision_ops
 from forgetlab.checks.backbones import FAMILIES
 from forgetlab.cli import main
 from forgetlab.store import Store
+from helpers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "your_own_module.md"
 BLOCK = re.compile(r"^```(\w+) ?([\w.]*)( \+)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEAD = '''"""Broken."""

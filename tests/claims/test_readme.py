@@ -19,9 +19,8 @@ from forgetlab.config import load
 from forgetlab.report import Finished, Summary
 from forgetlab.statistics import Interval
 from forgetlab.store import Store
+from helpers.paths import EXPERIMENTS, README
 
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 Printed = tuple[float, float]  # a mean and half its interval
 TABLES = ("split_digits", "split_digits_task")
 
@@ -158,7 +157,7 @@ def left_their_interval(summaries: Sequence[Summary], printed: Mapping[str, Mapp
 
 
 def _run(name: str, folder: Path) -> list[Summary]:
-    folders = session.carry_out(load(ROOT / "experiments" / f"{name}.yaml"), Store(folder))
+    folders = session.carry_out(load(EXPERIMENTS / f"{name}.yaml"), Store(folder))
     stored = [(folder.result(), folder.timing()) for folder in folders]
     return report.summarise([Finished(result, timing) for result, timing in stored if result is not None])
 

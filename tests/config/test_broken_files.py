@@ -10,9 +10,9 @@ import pytest
 
 from forgetlab import config, plugins
 from forgetlab.yaml_file import FileErrors, Problem
+from helpers.paths import BROKEN_FILES
 
-FOLDER = Path(__file__).with_name("broken_files")
-FILES = sorted(FOLDER.glob("*.yaml"))
+FILES = sorted(BROKEN_FILES.glob("*.yaml"))
 IMPORT = "from forgetlab.plugins import register\n\n"
 WHOLE = "name: broken\nscenario: split_digits\nmodel: mlp\n"
 
@@ -39,7 +39,7 @@ def test_exactly_what_is_wrong_is_told_where_it_is(path: Path) -> None:
 
 
 def test_each_problem_is_one_line_that_begins_with_its_place() -> None:
-    error = refusal(FOLDER / "several_at_once.yaml")
+    error = refusal(BROKEN_FILES / "several_at_once.yaml")
     lines = str(error).splitlines()
     assert len(lines) == len(error.problems) == 6
     assert all(re.match(r".*several_at_once\.yaml:\d+:\d+: \S", line) for line in lines)
@@ -86,5 +86,5 @@ def test_an_empty_file(tmp_path: Path) -> None:
 
 def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    refusal(FOLDER / "several_at_once.yaml")
+    refusal(BROKEN_FILES / "several_at_once.yaml")
     assert list(tmp_path.iterdir()) == []

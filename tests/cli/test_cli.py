@@ -14,6 +14,7 @@ from safetensors import safe_open
 from forgetlab import config, engine
 from forgetlab.cli import main
 from forgetlab.store import Store
+from helpers.paths import BROKEN_FILES
 
 TINY = """
 name: tiny
@@ -26,7 +27,7 @@ strategies:
 seeds: [0, 1]
 """
 STRATEGIES = ("naive", "ridge", "reservoir", "lora+prototype")
-BROKEN = sorted(Path(__file__).with_name("broken_files").glob("*.yaml"))
+BROKEN = sorted(BROKEN_FILES.glob("*.yaml"))
 
 
 def call(*arguments: str | Path) -> Result:

@@ -18,8 +18,9 @@ from forgetlab.regularization import Regularizer
 from forgetlab.slots import Slots
 from forgetlab.store import Store
 from forgetlab.targets import COLUMNS, Target, TargetsError, chosen, read
+from helpers.paths import EXPERIMENTS, ROOT
 
-PUBLISHED = Path(__file__).parents[1] / "experiments" / "published"
+PUBLISHED = EXPERIMENTS / "published"
 TARGETS = PUBLISHED / "targets.csv"
 TINY = """
 name: tiny
@@ -235,7 +236,7 @@ def test_a_rows_file_with_several_strategies_is_refused(folder: Path) -> None:
 def test_the_published_table_tells_of_every_row() -> None:
     """What docs/published.md says of theirs is what the stored rows hold; a row without a line there is stale."""
     told = {}
-    for text in (PUBLISHED.parents[1] / "docs" / "published.md").read_text(encoding="utf-8").splitlines():
+    for text in (ROOT / "docs" / "published.md").read_text(encoding="utf-8").splitlines():
         if text.startswith("| ") and " ± " in text:
             cells = [cell.strip() for cell in text.strip("|").split(" | ")]
             told[cells[0]] = cells
