@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -40,3 +42,36 @@ def refuse_skip(report: Report) -> Report:
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("FORGETLAB_REQUIRE_ALL"):
         config.pluginmanager.register(NothingSkipped())
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for what ForgetLab keeps of data and models."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FORGETLAB_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def undeprecated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Avalanche's replay calls what Avalanche has marked as deprecated, and that resets the warnings' filters."""
+    from avalanche.training.storage_policy import ExemplarsBuffer
+
+    monkeypatch.setattr(ExemplarsBuffer, "update", inspect.unwrap(ExemplarsBuffer.update))
+
+
+@pytest.fixture
+def plugins_as_before() -> Generator[None, None, None]:
+    """What a test plants among the plug-ins is forgotten after it."""
+    from helpers import planted
+
+    yield
+    planted.forget()
+
+
+@pytest.fixture
+def no_starts_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pretrained start is not taken from an earlier test's."""
+    from forgetlab import pretraining
+
+    monkeypatch.setattr(pretraining, "_made", {})

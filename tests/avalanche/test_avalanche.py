@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import random
 from typing import Any
 
@@ -35,6 +34,8 @@ from forgetlab.network import MASK, Head, Network, SharedNetwork
 from forgetlab.replay import Memory
 from forgetlab.scenario import Dataset, Samples, Scenario, Setting
 from forgetlab.streams import split
+from helpers.networks import network
+from helpers.training import Recorder
 
 SETTINGS: list[Setting] = ["class-incremental", "task-incremental", "domain-incremental"]
 ONE_EPOCH = Budget(epochs=1)
@@ -48,11 +49,6 @@ def stream(setting: Setting = "class-incremental") -> Scenario:
     x[:, 0] = torch.arange(36) / 36
     samples = Samples(x, y)
     return split(Dataset(samples, samples, tuple("abcdef")), setting=setting, n_tasks=3, seed=0)
-
-
-def shared(**options: Any) -> SharedNetwork:
-    torch.manual_seed(0)
-    return SharedNetwork(MLP((4,), (5,)), **options)
 
 
 def lora() -> Isolation:
@@ -75,21 +71,10 @@ def streams(setting: Setting = "class-incremental", told: bool | None = None) ->
     return benchmark.streams["train"], benchmark.streams["test"]
 
 
-class Recorder(SupervisedPlugin):
-    """Keeps the batches that went into the model."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batches: list[list[Tensor]] = []
-
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        self.batches.append([field.clone() for field in strategy.mbatch])
-
-
 # 1. The optimizer is made afresh for each task, of what is trainable
 
 
-@pytest.mark.parametrize("make", [shared, isolated])
+@pytest.mark.parametrize("make", [network, isolated], ids=["shared", "isolated"])
 def test_the_optimizer_holds_what_is_trainable_and_nothing_else(make: Any) -> None:
     training = loop(make())
     for experience in streams("task-incremental")[0]:
@@ -140,7 +125,7 @@ def test_carried_state_goes_on_as_torch_does_where_the_head_grew(optimizer: Any)
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_the_optimizers_state_is_carried_by_name_or_not_at_all(reset: bool) -> None:
-    training = loop(shared(), reset_optimizer=reset)
+    training = loop(network(), reset_optimizer=reset)
     steps = 0
     for experience in streams()[0]:
         training.train(experience, [])
@@ -166,7 +151,7 @@ def test_old_state_stays_as_it_was_when_it_is_carried() -> None:
 # 2. Evaluation opens nothing
 
 
-@pytest.mark.parametrize("make", [shared, isolated])
+@pytest.mark.parametrize("make", [network, isolated], ids=["shared", "isolated"])
 def test_evaluating_a_task_makes_no_room_for_it(make: Any) -> None:
     train, test = streams("domain-incremental", told=True)
     model = make()
@@ -198,7 +183,7 @@ def test_classes_of_other_tasks_are_masked_and_not_zero() -> None:
     from avalanche.models import MultiHeadClassifier
 
     train, _ = streams("task-incremental")
-    theirs, ours = MultiHeadClassifier(5, masking=False), shared(task_known=True, head="per-task")
+    theirs, ours = MultiHeadClassifier(5, masking=False), network(task_known=True, head="per-task")
     for experience in train[:2]:
         theirs.adaptation(experience)
         ours.adaptation(experience)
@@ -218,7 +203,7 @@ def test_the_gradient_of_the_squared_output_is_finite(head: Any, monkeypatch: py
     """MAS differentiates the squared norm of the output; with a mask of -inf it gets nan."""
 
     def gradients() -> list[Tensor]:
-        model = shared(head=head, task_known=True, n_classes=6)
+        model = network(head=head, task_known=True, n_classes=6)
         model.open(0, [0, 1])
         model.open(1, [2, 3])
         output = model(torch.rand(3, 4), torch.tensor([0, 1, 0]))
@@ -460,7 +445,7 @@ def test_what_is_not_ours_is_fetched_as_it_says(mix: Any, newcomer: float, asked
             strategy.adapted_dataset = mix(strategy.adapted_dataset)
 
     recorder = Mixes()
-    training = loop(shared(), recorder)
+    training = loop(network(), recorder)
     training.train(experience, [])
     assert sorted(x for b in recorder.batches for x in b[0][:, 0].tolist()) == sorted(rows(mixed))
     check_kind(recorder.batches)
@@ -537,19 +522,11 @@ def test_a_benchmark_is_made_without_a_look_at_each_label(monkeypatch: pytest.Mo
         streams()
 
 
-@pytest.fixture
-def undeprecated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Avalanche's replay calls what Avalanche has marked as deprecated, and that resets the warnings' filters."""
-    from avalanche.training.storage_policy import ExemplarsBuffer
-
-    monkeypatch.setattr(ExemplarsBuffer, "update", inspect.unwrap(ExemplarsBuffer.update))
-
-
 @pytest.mark.usefixtures("undeprecated")
 def test_a_stock_replay_runs_in_the_loop_on_the_same_kind_of_batches() -> None:
     recorder = Recorder()
     replay = stock_plugin({"plugin": "ReplayPlugin", "mem_size": 6})
-    training = loop(shared(), replay, recorder)
+    training = loop(network(), replay, recorder)
     for i, experience in enumerate(streams()[0]):
         recorder.batches.clear()
         training.train(experience, [])
@@ -586,7 +563,7 @@ def test_a_memory_joins_before_the_forward_pass_and_keeps_the_incoming_samples_a
         def after_forward(self, strategy: Any, **kwargs: Any) -> None:
             outputs.append(strategy.mb_output.detach().clone())
 
-    training = loop(shared(), memory, recorder, Sees(), budget=Budget(epochs=2))
+    training = loop(network(), memory, recorder, Sees(), budget=Budget(epochs=2))
     for experience in streams()[0]:
         training.train(experience, [])
     assert len(recorder.batches) == len(outputs) == 3 * 2 * 3
@@ -608,7 +585,7 @@ def test_a_memory_joins_before_the_forward_pass_and_keeps_the_incoming_samples_a
 @pytest.mark.parametrize("kind", ["memory", "regularizer", "projection", "regime"])
 def test_avalanche_finds_nothing_to_warn_of_in_our_plugins(kind: str) -> None:
     for name in plugins.available(kind):
-        loop(shared(), common.make(plugins.find(kind, name)))
+        loop(network(), common.make(plugins.find(kind, name)))
     loop(isolated())
 
 
@@ -617,11 +594,11 @@ def test_avalanche_warns_of_a_method_that_it_does_not_know() -> None:
         def before_lunch(self, strategy: Any, **kwargs: Any) -> None: ...
 
     with pytest.warns(UserWarning, match="before_lunch"):
-        loop(shared(), Odd())
+        loop(network(), Odd())
 
 
 def test_no_evaluation_plugin_is_in_the_loop() -> None:
-    training = loop(shared())
+    training = loop(network())
     assert not any(isinstance(plugin, EvaluationPlugin) for plugin in training.plugins)
     assert training.plugins[-1] is training.clock
 
@@ -641,7 +618,7 @@ class Draws(SupervisedPlugin):
 def order(*methods: Any, seed: int = 0) -> list[list[float]]:
     """What was trained on, a list per task and epoch."""
     recorder = Recorder()
-    training = loop(shared(), *methods, recorder, seed=seed, budget=Budget(epochs=2))
+    training = loop(network(), *methods, recorder, seed=seed, budget=Budget(epochs=2))
     for experience in streams()[0]:
         training.train(experience, [])
     numbers = [x for b in recorder.batches for x in b[0][:, 0].tolist()]
@@ -660,7 +637,7 @@ def test_the_order_of_samples_is_that_of_seed_task_and_epoch_alone() -> None:
 def test_a_memorys_draws_are_its_own() -> None:
     def kept(*methods: Any) -> Tensor:
         memory = plugins.build("memory", "reservoir", {"capacity": 4, "ratio": 0.5})
-        training = loop(shared(), *methods, memory)
+        training = loop(network(), *methods, memory)
         for experience in streams()[0]:
             training.train(experience, [])
         return memory.slots.tensors["x"]
@@ -679,7 +656,7 @@ def test_stock_code_draws_the_same_for_the_same_seed_and_task() -> None:
 
     def draws(seed: int) -> list[tuple[float, float, float]]:
         notes = Notes()
-        training = loop(shared(), notes, seed=seed)
+        training = loop(network(), notes, seed=seed)
         for experience in streams()[0]:
             training.train(experience, [])
             torch.rand(int(torch.randint(9, (1,))))

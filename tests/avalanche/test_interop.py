@@ -26,10 +26,11 @@ from forgetlab.avalanche_api import (
     stock_plugin,
 )
 from forgetlab.batch import UNKNOWN
-from forgetlab.description import Budget, Protocol, Run, Strategy, Train
+from forgetlab.description import Budget, Protocol, Strategy, Train
 from forgetlab.interop import from_avalanche, to_avalanche
 from forgetlab.plugins import OptionError
 from forgetlab.scenario import Samples, Scenario, Task, as_input
+from helpers.runs import description
 
 SETTINGS = ("class-incremental", "task-incremental", "domain-incremental")
 ONLINE = {"data": "digits", "n_tasks": 5, "online": True}
@@ -580,25 +581,19 @@ def test_a_benchmark_that_cannot_be_made_is_refused(
 
 def test_a_run_trains_on_a_benchmark_of_avalanche(root: Path) -> None:
     arguments = {"n_experiences": 2, "shuffle": False}
-    result = engine.run(
-        Run(
-            scenario={
-                "name": "avalanche",
-                "benchmark": "SplitMNIST",
-                "arguments": arguments,
-                "dataset_root": str(root),
-            },
-            model={"name": "mlp", "hidden": [20]},
-            pretrain=None,
-            protocol=Protocol(task_known_at_test=False, budget=Budget(epochs=5)),
-            train=Train(batch_size=10, lr=1e-2),
-            strategy=Strategy(name="naive", reference={"name": "naive"}),
-            seed=0,
-            device="cpu",
-            threads=1,
-            plugins=(),
-        )
+    run = description(
+        Strategy(name="naive", reference={"name": "naive"}),
+        scenario={
+            "name": "avalanche",
+            "benchmark": "SplitMNIST",
+            "arguments": arguments,
+            "dataset_root": str(root),
+        },
+        model={"name": "mlp", "hidden": [20]},
+        protocol=Protocol(task_known_at_test=False, budget=Budget(epochs=5)),
+        train=Train(batch_size=10, lr=1e-2),
     )
+    result = engine.run(run)
     assert result.accuracy[0][0] is not None and result.accuracy[0][0] > 0.5
     assert result.accuracy[1][1] is not None and result.accuracy[1][1] > 0.5
     assert result.test_sizes == [30, 30]

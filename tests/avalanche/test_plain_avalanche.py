@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -16,12 +15,13 @@ from torch import Tensor, nn
 
 from forgetlab import engine, plugins
 from forgetlab.avalanche_api import BaseLogger, EvaluationPlugin, SupervisedPlugin, stock_plugin
-from forgetlab.description import Budget, Protocol, Run, Strategy, Train
+from forgetlab.description import Budget, Protocol, Strategy
 from forgetlab.fisher import fisher
 from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
 from forgetlab.models import MLP
 from forgetlab.plugins import OptionError
 from forgetlab.store import Result
+from helpers.runs import description
 
 N_TASKS = 3
 
@@ -144,30 +144,11 @@ def test_lora_per_task_in_a_plain_avalanche_script_answers_old_tasks_as_before()
     assert all(torch.equal(tensor, backbone[name]) for name, tensor in network.backbone.state_dict().items())
 
 
-@pytest.fixture
-def undeprecated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Avalanche's replay calls what Avalanche has marked as deprecated, and that resets the warnings' filters."""
-    from avalanche.training.storage_policy import ExemplarsBuffer
-
-    monkeypatch.setattr(ExemplarsBuffer, "update", inspect.unwrap(ExemplarsBuffer.update))
-
-
 def run(stock: dict[str, Any] | None, setting: str, **protocol: Any) -> Result:
-    reference = {"name": "naive"} if stock is None else None
-    return engine.run(
-        Run(
-            scenario={"name": "split_digits", "setting": setting, "n_tasks": 5},
-            model={"name": "mlp", "hidden": [16]},
-            pretrain=None,
-            protocol=Protocol(task_known_at_test=setting == "task-incremental", budget=Budget(epochs=1), **protocol),
-            train=Train(batch_size=32, lr=1e-2),
-            strategy=Strategy(name="stock", avalanche=stock, reference=reference),
-            seed=0,
-            device="cpu",
-            threads=1,
-            plugins=(),
-        )
-    )
+    strategy = Strategy(name="stock", avalanche=stock, reference={"name": "naive"} if stock is None else None)
+    told = Protocol(task_known_at_test=setting == "task-incremental", budget=Budget(epochs=1), **protocol)
+    scenario = {"name": "split_digits", "setting": setting, "n_tasks": 5}
+    return engine.run(description(strategy, scenario=scenario, protocol=told))
 
 
 @pytest.fixture(scope="module")

@@ -7,23 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
-from forgetlab import avalanche_api, config, engine, stock
+from forgetlab import avalanche_api, engine, stock
 from forgetlab.avalanche_api import BaseLogger, EvaluationPlugin, SupervisedPlugin, held_bytes, stock_class, stock_names
-from forgetlab.cli import main
 from forgetlab.data import TensorLoader, to_benchmark
-from forgetlab.description import Budget, Protocol, Run, Spec, Strategy, Train
+from forgetlab.description import Budget, Protocol, Spec, Strategy, Train
 from forgetlab.loop import Loop, TensorPath, make_optimizer, stock_loop
-from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
 from forgetlab.options import OptionError
 from forgetlab.scenario import Dataset, Samples, Scenario
 from forgetlab.seeding import generator, reseed
 from forgetlab.store import Result
 from forgetlab.streams import split
-from forgetlab.yaml_file import FileErrors
+from helpers import networks, runs
+from helpers.commands import invoke
 
 BEGIN = """
 name: x
@@ -47,23 +45,14 @@ REFUSED = [(kind, name) for kind, table in stock.TABLES.items() for name, verdic
 
 
 def told(folder: Path, entry: str, protocol: str = "{}") -> list[tuple[str, str]]:
-    """For each problem the text that stands where it is found, up to the line's end, and the message."""
-    text = f"{BEGIN}protocol: {protocol}\nstrategies:\n  - {entry}\n"
-    path = folder / "file.yaml"
-    path.write_text(text, encoding="utf-8")
-    try:
-        config.load(path)
-    except FileErrors as error:
-        lines = text.splitlines()
-        return [(lines[p.line - 1][p.column - 1 :], p.message) for p in error.problems]
-    return []
+    """What is told of an entry that is refused, each with the text where it stands."""
+    return runs.told(folder, f"{BEGIN}protocol: {protocol}\nstrategies:\n  - {entry}\n")
 
 
 def results(folder: Path, *entries: str, protocol: str = "{budget: {epochs: 5}}") -> dict[str, Result]:
     """What an experiment file of these entries gives, by their names."""
-    path = folder / "file.yaml"
-    path.write_text(f"{BEGIN}protocol: {protocol}\nstrategies:\n" + "".join(f"  - {e}\n" for e in entries), "utf-8")
-    return {run.strategy.name: engine.run(run) for run in config.load(path).runs()}
+    text = f"{BEGIN}protocol: {protocol}\nstrategies:\n" + "".join(f"  - {entry}\n" for entry in entries)
+    return {result.strategy: result for result in runs.results(folder, text)}
 
 
 def average(result: Result) -> float:
@@ -121,20 +110,13 @@ def test_what_is_said_to_run_learns_and_does_it_again(kind: str, name: str, sett
 def carried_out(spec: Spec, setting: str, head: Any) -> Result:
     n_tasks = 5 if setting == "domain-incremental" else 3
     assert stock.problems(spec, Protocol(head=head)) == []
-    return engine.run(
-        Run(
-            scenario={"name": "split_digits", "setting": setting, "n_tasks": n_tasks},
-            model={"name": "mlp", "hidden": [16]},
-            pretrain=None,
-            protocol=Protocol(task_known_at_test=setting == "task-incremental", head=head, budget=Budget(epochs=2)),
-            train=Train(batch_size=32, lr=1e-2),
-            strategy=Strategy(name="stock", avalanche=spec),
-            seed=0,
-            device="cpu",
-            threads=1,
-            plugins=(),
-        )
+    told = setting == "task-incremental"
+    run = runs.description(
+        Strategy(name="stock", avalanche=spec),
+        scenario={"name": "split_digits", "setting": setting, "n_tasks": n_tasks},
+        protocol=Protocol(task_known_at_test=told, head=head, budget=Budget(epochs=2)),
     )
+    return engine.run(run)
 
 
 # What the loop keeps of a strategy
@@ -149,8 +131,7 @@ def stream() -> Scenario:
 
 
 def network(head: Any = "fixed") -> SharedNetwork:
-    torch.manual_seed(0)
-    return SharedNetwork(MLP((4,), (5,)), head=head, n_classes=6)
+    return networks.network(head=head, n_classes=6)
 
 
 SGD = Train(optimizer="sgd", batch_size=5, lr=0.1)
@@ -262,7 +243,12 @@ def test_the_bytes_that_stock_code_holds() -> None:
     weights = sum(p.numel() * 4 for p in network().parameters())
 
     def held(spec: Spec, *plugins: Any) -> int | None:
-        settings: Any = {"model": network(), "train": SGD, "budget": Budget(epochs=1), "plugins": plugins}
+        settings: Any = {
+            "model": network(),
+            "train": SGD,
+            "budget": Budget(epochs=1),
+            "plugins": plugins,
+        }
         training: TensorPath = stock_loop(spec, **settings) if spec else Loop(**settings)
         for experience in to_benchmark(stream()).streams["train"][:2]:
             training.train(experience, [])
@@ -448,7 +434,7 @@ def test_avalanches_mir_never_replays_the_task_before() -> None:
 
 
 def call(*arguments: str) -> str:
-    done = CliRunner().invoke(main, arguments)
+    done = invoke(*arguments)
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -482,7 +468,7 @@ def test_show() -> None:
     assert "it needs its own kind of model" in call("show", "avalanche", "SCR")
     for kind, name in RUN:
         assert stock.KINDS[kind] in call("show", "avalanche", name)
-    refused = CliRunner().invoke(main, ("show", "avalanche", "ER_AEC"))
+    refused = invoke("show", "avalanche", "ER_AEC")
     assert refused.exit_code == 2 and "did you mean 'ER_ACE'?" in refused.stderr
 
 

@@ -21,17 +21,14 @@ from forgetlab.scenario import dataset
 from forgetlab.seeding import generator
 from forgetlab.text import ENCODER, packaged, token_ids
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SENTENCES = [
     "The market fell, and the shares fell with it.",
     "A late goal.",
     "no no no no",
     "The minister said that the plan, which the party had opposed for a year, would be changed before the election.",
 ]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORGETLAB_CACHE", str(tmp_path))
 
 
 @pytest.fixture(scope="module")

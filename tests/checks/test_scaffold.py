@@ -18,6 +18,7 @@ from forgetlab import checks, plugins, scaffold, torchvision_ops
 from forgetlab.checks.backbones import FAMILIES
 from forgetlab.cli import main
 from forgetlab.store import Store
+from helpers.commands import invoke
 from helpers.paths import ROOT
 
 GUIDE = ROOT / "docs" / "your_own_module.md"
@@ -53,10 +54,6 @@ def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugins, "_files", dict(plugins._files))
 
 
-def call(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
-
-
 EACH = """
 name: each
 scenario: {{name: split_digits, n_tasks: 2}}
@@ -71,11 +68,11 @@ strategies: [{entry}]
 @pytest.mark.parametrize("kind", scaffold.KINDS)
 def test_what_is_written_runs_as_it_is_advised(kind: str) -> None:
     name = f"advised_{kind}"
-    told = call("new", kind, name).stdout
+    told = invoke("new", kind, name).stdout
     entry = told.partition("strategies: [")[2].strip().removesuffix("]")
     model = "vit, width: 16, depth: 2, patch: 4" if "isolation" in entry else "mlp"
     Path("each.yaml").write_text(EACH.format(model=model, file=f"{name}.py", entry=entry), encoding="utf-8")
-    done = call("run", "each.yaml", "--no-tracking")
+    done = invoke("run", "each.yaml", "--no-tracking")
     assert done.exit_code == 0, done.output
     (result,) = (folder.result() for folder in Store(Path("runs")).folders("each"))
     assert result is not None and result.metrics["average_accuracy"] is not None
@@ -84,10 +81,10 @@ def test_what_is_written_runs_as_it_is_advised(kind: str) -> None:
 @pytest.mark.parametrize("kind", scaffold.KINDS)
 def test_what_is_written_keeps_every_promise(kind: str) -> None:
     name = f"my_new_{kind}"
-    made = call("new", kind, name)
+    made = invoke("new", kind, name)
     assert made.exit_code == 0, made.output
     assert f"forgetlab check-module {name}.py" in made.stdout and f"python -m pytest test_{name}.py" in made.stdout
-    checked = call("check-module", f"{name}.py")
+    checked = invoke("check-module", f"{name}.py")
     assert checked.exit_code == 0, checked.output
     assert "Every promise is kept." in checked.stdout and "failed" not in checked.stdout
     assert checked.stdout.count("  ok  ") == len(checks.checks(plugins.find(kind, name)))
@@ -95,7 +92,7 @@ def test_what_is_written_keeps_every_promise(kind: str) -> None:
 
 
 def test_the_written_test_holds_the_plugin_to_its_promises() -> None:
-    call("new", "router", "tested_router")
+    invoke("new", "router", "tested_router")
     written = runpy.run_path("test_tested_router.py")
     assert written["PLUGIN"].name == "tested_router"
     for check in checks.checks(written["PLUGIN"]):
@@ -109,7 +106,7 @@ def test_the_written_test_holds_the_plugin_to_its_promises() -> None:
 
 def test_nothing_is_overwritten() -> None:
     Path("test_mine.py").write_text("mine", encoding="utf-8")
-    told = call("new", "isolation", "mine")
+    told = invoke("new", "isolation", "mine")
     assert told.exit_code == 2 and told.stderr == "test_mine.py is there already; nothing was written\n"
     assert [path.name for path in Path().iterdir()] == ["test_mine.py"]
 
@@ -123,13 +120,13 @@ def test_nothing_is_overwritten() -> None:
     ],
 )
 def test_what_cannot_be_new_is_refused(arguments: tuple[str, str], words: str) -> None:
-    told = call("new", *arguments)
+    told = invoke("new", *arguments)
     assert told.exit_code == 2 and words in told.stderr and not [*Path().iterdir()]
 
 
 def checked(body: str, *options: str) -> Result:
     Path("broken.py").write_text(HEAD + body, encoding="utf-8")
-    return call("check-module", "broken.py", *options)
+    return invoke("check-module", "broken.py", *options)
 
 
 def words(text: str) -> str:
@@ -171,12 +168,12 @@ def test_an_error_names_its_line_once() -> None:
 def test_a_file_that_cannot_be_used_is_told(text: str | None, options: tuple[str, ...], told: str) -> None:
     if text is not None:
         Path("x.py").write_text(text, encoding="utf-8")
-    done = call("check-module", "x.py", *options)
+    done = invoke("check-module", "x.py", *options)
     assert done.exit_code == 2 and told in done.stderr and done.stdout == ""
 
 
 def test_the_help_says_that_code_is_run() -> None:
-    assert "This runs the code in FILE." in words(call("check-module", "--help").stdout)
+    assert "This runs the code in FILE." in words(invoke("check-module", "--help").stdout)
 
 
 RUN = """
@@ -198,7 +195,7 @@ def test_a_module_outside_the_repository_trains_and_is_routed() -> None:
     (file, _) = scaffold.new("isolation", "outside", Path("mine"))
     assert len(file.read_text(encoding="utf-8").splitlines()) == 30
     Path("own.yaml").write_text(RUN.format(plugins="plugins: [mine/outside.py]", module="outside"), encoding="utf-8")
-    done = call("run", "own.yaml", "--no-tracking")
+    done = invoke("run", "own.yaml", "--no-tracking")
     assert done.exit_code == 0, done.output
     routed, told = (Store(Path("runs")).folder("own", name, 0).result() for name in ("routed", "told"))
     assert routed is not None and told is not None

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from forgetlab import checks, plugins, report, session
-from forgetlab.cli import main
 from forgetlab.config import load
 from forgetlab.report import Finished, Summary
 from forgetlab.statistics import Interval
 from forgetlab.store import Store
+from helpers.commands import invoke
 from helpers.paths import EXPERIMENTS, README
 
 Printed = tuple[float, float]  # a mean and half its interval
@@ -42,7 +41,7 @@ def own_module(tmp_path: Path) -> Path:
 
 def test_an_own_module_runs_and_is_compared(own_module: Path) -> None:
     command = ["run", str(own_module / "mine.yaml"), "--runs", str(own_module / "runs"), "--no-tracking"]
-    result = CliRunner().invoke(main, command)
+    result = invoke(*command)
     assert result.exit_code == 0, result.output
     rows = {folder.path.parts[-2]: folder.result() for folder in Store(own_module / "runs").folders("mine")}
     ssf = rows["ssf"]
@@ -115,7 +114,7 @@ def test_own_data_become_a_stream(name: str, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "mine.yaml").write_text(document)
     monkeypatch.chdir(tmp_path)
     for command in (["preview", "mine.yaml"], ["run", "mine.yaml", "--no-tracking"]):
-        result = CliRunner().invoke(main, command)
+        result = invoke(*command)
         assert result.exit_code == 0, result.output
     assert (tmp_path / "previews" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     rows = {folder.path.parts[-2]: folder.result() for folder in Store(tmp_path / "runs").folders(name)}

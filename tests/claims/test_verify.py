@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from forgetlab import engine, verify
 from forgetlab.batch import Batch
-from forgetlab.cli import main
 from forgetlab.config import load
 from forgetlab.regularization import Regularizer
 from forgetlab.slots import Slots
 from forgetlab.store import Store
 from forgetlab.targets import COLUMNS, Target, TargetsError, chosen, read
+from helpers.commands import invoke
 from helpers.paths import EXPERIMENTS, ROOT
 
 PUBLISHED = EXPERIMENTS / "published"
@@ -120,8 +120,7 @@ def table(folder: Path, *lines: str) -> Path:
 
 
 def call(path: Path, *arguments: str) -> Result:
-    runs = path.parent / "runs"
-    return CliRunner().invoke(main, ["verify", "--targets", str(path), "--runs", str(runs), *arguments])
+    return invoke("verify", "--targets", path, "--runs", path.parent / "runs", *arguments)
 
 
 def test_rows_are_run_and_judged(folder: Path) -> None:

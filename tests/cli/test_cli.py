@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from safetensors import safe_open
 
 from forgetlab import config, engine
-from forgetlab.cli import main
 from forgetlab.store import Store
+from helpers.commands import invoke
 from helpers.paths import BROKEN_FILES
 
 TINY = """
@@ -30,13 +30,9 @@ STRATEGIES = ("naive", "ridge", "reservoir", "lora+prototype")
 BROKEN = sorted(BROKEN_FILES.glob("*.yaml"))
 
 
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
 def refused(*arguments: str | Path) -> str:
     """What is said of a command that is refused."""
-    done = call(*arguments)
+    done = invoke(*arguments)
     assert done.exit_code == 2 and isinstance(done.exception, SystemExit), done.output
     assert done.stdout == ""
     return done.stderr
@@ -60,7 +56,7 @@ def first(folder: Path) -> Result:
 
 
 def run(folder: Path, *options: str) -> Result:
-    return call("run", folder / "tiny.yaml", "--no-tracking", "--runs", folder / "runs", *options)
+    return invoke("run", folder / "tiny.yaml", "--no-tracking", "--runs", folder / "runs", *options)
 
 
 def test_a_run_prints_its_table_on_stdout_and_what_happens_beside_it(first: Result, folder: Path) -> None:
@@ -142,7 +138,7 @@ def test_fresh_trains_again_and_finds_the_same_numbers(tmp_path: Path) -> None:
 
 def test_compare_prints_the_same_table(first: Result, folder: Path) -> None:
     for names in ((), ("tiny",)):
-        again = call("compare", *names, "--runs", folder / "runs")
+        again = invoke("compare", *names, "--runs", folder / "runs")
         assert again.exit_code == 0 and again.stdout == first.stdout and again.stderr == ""
 
 
@@ -153,7 +149,7 @@ def test_compare_leaves_out_what_had_other_settings(tmp_path: Path) -> None:
     path.write_text(TINY.replace("ridge", "ridge: {strength: 0.1}"), encoding="utf-8")
     experiment = config.load(path)
     Store(tmp_path / "runs").begin("tiny", engine.plain(experiment))  # as if it were stopped at once
-    told = call("compare", "--runs", tmp_path / "runs")
+    told = invoke("compare", "--runs", tmp_path / "runs")
     assert "naive" in told.stdout and "ridge" not in told.stdout
     assert told.stderr == "tiny: 6 of 8 runs are finished; 'forgetlab run' of its file goes on\n"
 
@@ -171,19 +167,19 @@ def test_ui_says_what_to_do_where_nothing_is_tracked(tmp_path: Path, monkeypatch
 
 
 def test_check_prints_a_file_that_is_the_same_experiment(folder: Path, tmp_path: Path) -> None:
-    printed = call("check", folder / "tiny.yaml")
+    printed = invoke("check", folder / "tiny.yaml")
     assert printed.exit_code == 0
     (tmp_path / "resolved.yaml").write_text(printed.stdout, encoding="utf-8")
     assert config.load(tmp_path / "resolved.yaml") == config.load(folder / "tiny.yaml")
-    assert call("check", tmp_path / "resolved.yaml").stdout == printed.stdout
+    assert invoke("check", tmp_path / "resolved.yaml").stdout == printed.stdout
 
 
 def test_list() -> None:
-    everything = call("list")
+    everything = invoke("list")
     assert everything.exit_code == 0
     assert re.search(r"^isolation: .*\blora\b", everything.stdout, re.MULTILINE)
     assert re.search(r"^metric: average_accuracy, ", everything.stdout, re.MULTILINE)
-    assert re.fullmatch(r"reference: .*\bnaive\b.*\n", call("list", "reference").stdout)
+    assert re.fullmatch(r"reference: .*\bnaive\b.*\n", invoke("list", "reference").stdout)
     assert "did you mean 'memory'?" in refused("list", "memry")
 
 
@@ -199,7 +195,7 @@ def test_list() -> None:
     ],
 )
 def test_show(kind: str, name: str, words: list[str]) -> None:
-    shown = call("show", kind, name)
+    shown = invoke("show", kind, name)
     assert shown.exit_code == 0
     assert all(word in shown.stdout for word in words), shown.stdout
     assert not re.search(r"Annotated|typing\.|Gt\(|FieldInfo|<class", shown.stdout)
@@ -240,6 +236,6 @@ def test_all_files_are_read_before_anything_runs(folder: Path, tmp_path: Path, m
 
 
 def test_the_comparison_as_markdown(first: Result, folder: Path) -> None:
-    shown = CliRunner().invoke(main, ["compare", "tiny", "--markdown", "--runs", str(folder / "runs")])
+    shown = invoke("compare", "tiny", "--markdown", "--runs", str(folder / "runs"))
     assert shown.exit_code == 0
     assert shown.stdout.startswith("## tiny\n") and "| naive |" in shown.stdout

@@ -8,32 +8,22 @@ import pytest
 
 from forgetlab import definitions, engine, prices, report
 from forgetlab.checks.backbones import tiny
-from forgetlab.description import Budget, Protocol, Run, Strategy, Train
+from forgetlab.description import Budget, Protocol, Strategy
 from forgetlab.isolated import IsolatedNetwork
 from forgetlab.ledger import change, count
 from forgetlab.plugins import build
 from forgetlab.report import Finished
 from forgetlab.store import Result
+from helpers.runs import description
 
 SIZE = 64 * 16 + 16 + 16 * 16 + 16  # of the mlp
 
 
-def run(strategy: Strategy, **settings: object) -> Result:
-    return engine.run(
-        Run(
-            scenario={"name": "split_digits", "setting": "task-incremental", "n_tasks": 5},
-            model={"name": "mlp", "hidden": [16, 16]},
-            pretrain=None,
-            protocol=Protocol(task_known_at_test=True, budget=Budget(epochs=1)),
-            train=Train(batch_size=32, lr=1e-2),
-            strategy=strategy,
-            seed=0,
-            device="cpu",
-            threads=1,
-            plugins=(),
-            **settings,  # type: ignore[arg-type]
-        )
-    )
+def run(strategy: Strategy) -> Result:
+    told = Protocol(task_known_at_test=True, budget=Budget(epochs=1))
+    scenario = {"name": "split_digits", "setting": "task-incremental", "n_tasks": 5}
+    model = {"name": "mlp", "hidden": [16, 16]}
+    return engine.run(description(strategy, scenario=scenario, model=model, protocol=told))
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from forgetlab import plugins
-from forgetlab.cli import main
 from forgetlab.data import TensorTask, to_benchmark
-from forgetlab.scenario import Dataset, Scenario, as_input, dataset
+from forgetlab.scenario import Dataset, Scenario, as_input
+from helpers.commands import invoke
+from helpers.data import existing
 
 
 def built(name: str, seed: int = 0, **options: object) -> Scenario:
@@ -26,13 +26,6 @@ def fashion() -> Dataset:
 @pytest.fixture(scope="module")
 def mnist() -> Dataset:
     return existing("mnist_5k")
-
-
-def existing(name: str) -> Dataset:
-    try:
-        return dataset(name)
-    except FileNotFoundError as missing:
-        pytest.skip(str(missing))
 
 
 def test_fashion_mnist_is_whole(fashion: Dataset) -> None:
@@ -117,5 +110,5 @@ OWN = ("arrays", "hugging_face", "image_folder", "joined", "table", "text_files"
 
 @pytest.mark.parametrize("name", sorted(set(plugins.available("data")) - set(OWN)))
 def test_every_data_set_tells_its_licence(name: str) -> None:
-    result = CliRunner().invoke(main, ["show", "data", name])
+    result = invoke("show", "data", name)
     assert "Licence: " in result.output

@@ -18,6 +18,7 @@ from forgetlab import plugins, text
 from forgetlab.plugins import OptionError, OptionsError, Plugin
 from forgetlab.scenario import Dataset, Samples, dataset
 from forgetlab.streams import split
+from helpers.data import existing
 
 Join = Callable[..., Dataset]
 
@@ -30,13 +31,6 @@ def animals() -> Dataset:
 @pytest.fixture(scope="module")
 def vowels() -> Dataset:
     return existing("japanese_vowels")
-
-
-def existing(name: str) -> Dataset:
-    try:
-        return dataset(name)
-    except FileNotFoundError as missing:
-        pytest.skip(str(missing))
 
 
 def rows(x: Tensor) -> set[bytes]:

@@ -17,12 +17,9 @@ from forgetlab.arrays import as_tensor
 from forgetlab.plugins import OptionError
 from forgetlab.scenario import Dataset, dataset
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 COLOURS = {"red": (200, 0, 0), "green": (0, 100, 0), "blue": (0, 0, 50)}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORGETLAB_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def refused(name: str, option: str | None = None, **options: Any) -> str:

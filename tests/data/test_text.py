@@ -11,6 +11,8 @@ from forgetlab import text
 from forgetlab.plugins import OptionError
 from forgetlab.text import Texts, as_dataset, distinct, features, letters, packaged, token_ids
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 SENTENCES = [
     "Profits jumped 76% to $1.13bn (£600m).",
     "short",
@@ -26,12 +28,6 @@ AWKWARD = [
     "[PAD] " * 80,
     "a\nb " * 40,
 ]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FORGETLAB_CACHE", str(tmp_path))
-    return tmp_path
 
 
 def test_ids_are_those_of_the_encoders_own_tokenizer() -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from forgetlab import store
-from forgetlab.cli import main
 from forgetlab.store import Store, write_text
+from helpers.commands import invoke
+from helpers.processes import listening
 
 SLOW = """
 name: slow
@@ -37,11 +37,6 @@ print("ready", flush=True)
 for i in range(10**9):
     write_text(Path(sys.argv[1]), json.dumps([i] * 20_000))
 """
-
-
-def listening() -> None:
-    """Hear Ctrl-C also where the tests run in the background of a shell, which ignores it for them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def waited_for(ready: Callable[[], bool], process: subprocess.Popen[str]) -> bool:
@@ -77,7 +72,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Pa
     assert len(rows(first)) == 5 and 1 <= len(partial) < 5
     assert not [path for path in (tmp_path / "runs").rglob(".*") if path.is_file()]
 
-    again = CliRunner().invoke(main, arguments)
+    again = invoke(*arguments)
     assert again.exit_code == 0, again.output
     assert "[1/2] naive, seed 0: accuracy" in again.stderr and again.stderr.count(", found") == 1
     assert first.read_bytes() == kept
@@ -120,14 +115,14 @@ def test_two_processes_do_not_write_one_experiment(tmp_path: Path) -> None:
     process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
     try:
         assert waited_for(result.exists, process)
-        second = CliRunner().invoke(main, arguments)
+        second = invoke(*arguments)
         assert process.poll() is None, "the first one was over"
         told = "slow: another process is at work on it; wait for it, or name another folder with '--runs'"
         assert second.exit_code == 2 and told in second.stderr
-        elsewhere = CliRunner().invoke(main, [*arguments[:-1], str(tmp_path / "others")])
+        elsewhere = invoke(*arguments[:-1], str(tmp_path / "others"))
         assert elsewhere.exit_code == 0, elsewhere.output
     finally:
         process.kill()
         process.wait()
-    again = CliRunner().invoke(main, arguments)
+    again = invoke(*arguments)
     assert again.exit_code == 0, again.output

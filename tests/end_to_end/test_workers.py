@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from forgetlab.cli import main
 from forgetlab.config import load
 from forgetlab.description import Strategy
 from forgetlab.session import RunEnded, RunFailed, TrialEnded, carry_out
 from forgetlab.store import RunFolder, Store
 from forgetlab.workers import results
+from helpers.commands import invoke
+from helpers.processes import listening
 
 PLUGIN = """
 from torch import nn
@@ -156,12 +157,7 @@ def begun(path: Path) -> tuple[subprocess.Popen[str], list[int]]:
     return process, children(process.pid)
 
 
-def listening() -> None:
-    """Hear Ctrl-C also where the tests run in the background of a shell, which ignores it for them."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def waited(ready: Any, seconds: float = 60) -> Any:
+def waited(ready: Any, seconds: float = 180) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := ready()) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -176,7 +172,7 @@ def alive(pid: int) -> bool:
 
 
 def again(path: Path) -> Result:
-    return CliRunner().invoke(main, command(path))
+    return invoke(*command(path))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes where Linux lists them")

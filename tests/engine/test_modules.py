@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from forgetlab import config, modules, plugins
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples
-from forgetlab.cli import main
 from forgetlab.modules import ModulesError
 from forgetlab.session import carry_out
 from forgetlab.store import RunFolder, Store
+from helpers.commands import invoke
 
 FILE = """
 name: tiny
@@ -166,7 +166,7 @@ def test_a_merge_that_answers_otherwise_is_refused(runs: Path, tmp_path: Path, m
 
 
 def call(runs: Path, *arguments: object) -> Result:
-    return CliRunner().invoke(main, ["modules", *map(str, arguments), "--runs", str(runs)])
+    return invoke("modules", *arguments, "--runs", runs)
 
 
 def test_the_list(runs: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,7 +19,6 @@ from forgetlab.attention import use
 from forgetlab.backbones.minilm import minilm
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.cli import main
 from forgetlab.isolated import IsolatedNetwork
 from forgetlab.isolation import Isolation
 from forgetlab.modules import ModulesError
@@ -28,6 +26,7 @@ from forgetlab.seeding import generator
 from forgetlab.session import carry_out
 from forgetlab.sites import transformer
 from forgetlab.store import Store
+from helpers.commands import invoke
 
 FAMILIES = ("bert", "gpt2", "hf_vit", "timm", "vit")
 FUSED = ("gpt2", "timm")
@@ -234,12 +233,12 @@ def test_the_command(tmp_path: Path) -> None:
     )
     carry_out(config.load(tmp_path / "file.yaml"), Store(tmp_path / "runs"))
     out, runs = tmp_path / "out", tmp_path / "runs"
-    done = CliRunner().invoke(main, ["modules", "tiny/lora", "--peft", "1", str(out), "--runs", str(runs)])
+    done = invoke("modules", "tiny/lora", "--peft", "1", str(out), "--runs", str(runs))
     assert done.exit_code == 0, done.output
     network, x = modules.load(Store(runs).folder("tiny", "lora", 0).path), torch.rand(4, 1, 8, 8)
     head = load_file(out / peft_format.HEAD)
     with torch.no_grad():
         logits = nn.functional.linear(loaded(network.backbone, out)(x), head["weight"], head["bias"])
         assert gap(logits, network.answer(1, x)) <= 1e-6
-    told = CliRunner().invoke(main, ["modules", "tiny/adapter", "--peft", "1", str(out / "x"), "--runs", str(runs)])
+    told = invoke("modules", "tiny/adapter", "--peft", "1", str(out / "x"), "--runs", str(runs))
     assert told.exit_code == 2 and "peft's format of LoRA holds a change B A; Adapter is none" in told.stderr

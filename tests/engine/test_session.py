@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
-from forgetlab import config, engine, fingerprint, plugins, session
-from forgetlab.cli import main
+from forgetlab import engine, fingerprint, plugins, session
 from forgetlab.description import Experiment, Run
 from forgetlab.engine import TaskEnded
 from forgetlab.fingerprint import run_key
 from forgetlab.session import RunEnded, RunFound, carry_out
 from forgetlab.store import RunFolder, Store
+from helpers import runs
+from helpers.commands import invoke
+from helpers.runs import contents
 
 FILE = """
 name: first
@@ -46,13 +47,7 @@ class SessionModel(nn.Module):
 
 
 def experiment(folder: Path, *changes: tuple[str, str]) -> Experiment:
-    text = FILE
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    path = folder / "file.yaml"
-    path.write_text(text, encoding="utf-8")
-    return config.load(path)
+    return runs.loaded(folder, FILE, *changes)
 
 
 def carried_out(given: Experiment, root: Path, **options: Any) -> tuple[list[RunFolder], list[str]]:
@@ -77,10 +72,6 @@ def key_of(run: Run) -> str:
 
 def results(folders: list[RunFolder]) -> list[dict[str, Any]]:
     return [json.loads((folder.path / "result.json").read_text(encoding="utf-8")) for folder in folders]
-
-
-def contents(folder: RunFolder) -> dict[str, bytes]:
-    return {str(p.relative_to(folder.path)): p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
@@ -279,7 +270,7 @@ strategies:
 def test_a_run_that_diverges_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     (tmp_path / "scenario.yaml").write_text(DIVERGES)
     command = ["run", str(tmp_path / "scenario.yaml"), "--runs", str(tmp_path / "runs"), "--no-tracking"]
-    result = CliRunner().invoke(main, command)
+    result = invoke(*command)
     assert result.exit_code == 1
     assert "wild, seed 0: failed: the loss is nan in task 0, epoch 1" in result.stderr
     assert "1 of 2 runs failed" in result.stderr and "naive" in result.stdout
@@ -293,6 +284,6 @@ def test_a_run_that_diverges_is_reported_and_the_others_go_on(tmp_path: Path) ->
 def test_a_tracking_store_that_cannot_be_reached_stops_nothing(tmp_path: Path) -> None:
     text = DIVERGES.split("strategies")[0] + "tracking: {uri: 'http://127.0.0.1:9'}\n"
     (tmp_path / "scenario.yaml").write_text(text)
-    result = CliRunner().invoke(main, ["run", str(tmp_path / "scenario.yaml"), "--runs", str(tmp_path / "runs")])
+    result = invoke("run", str(tmp_path / "scenario.yaml"), "--runs", str(tmp_path / "runs"))
     assert result.exit_code == 0 and "naive" in result.stdout
     assert "MLflow at http://127.0.0.1:9 was not filled" in result.stderr

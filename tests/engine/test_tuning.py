@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from forgetlab import config, engine, plugins, projection, report, search, tuning
-from forgetlab.cli import main
 from forgetlab.description import Choice, Experiment, Replay, Strategy
 from forgetlab.progress import Progress
 from forgetlab.report import Finished
@@ -20,6 +18,8 @@ from forgetlab.scenario import Scenario
 from forgetlab.session import RunEnded, RunFailed, RunFound, TrialEnded, carry_out
 from forgetlab.store import RunFolder, Store
 from forgetlab.yaml_file import FileErrors
+from helpers.commands import invoke
+from helpers.runs import contents
 
 SCENARIO = "{name: split_digits, n_tasks: 5}"
 FILE = """
@@ -95,10 +95,6 @@ def carried_out(given: Experiment, root: Path, **options: Any) -> tuple[list[Run
 
 def log(folder: RunFolder) -> dict[str, Any]:
     return json.loads((folder.path / "tuning.json").read_text(encoding="utf-8"))
-
-
-def contents(folder: RunFolder) -> dict[str, bytes]:
-    return {str(p.relative_to(folder.path)): p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -420,7 +416,7 @@ def test_what_was_chosen_and_how_many_trials_stand_in_the_table(
     cells = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
     rows = {row[1].strip(): row[-2].strip() for row in cells}
     assert rows[f"naive (lr={rates[0]})"] == "3" and rows["ridge"] == report.DASH
-    printed = CliRunner().invoke(main, ["compare", "--runs", str(folder / "runs"), "--markdown"])
+    printed = invoke("compare", "--runs", str(folder / "runs"), "--markdown")
     assert printed.exit_code == 0 and printed.stdout.strip() == text.strip()
     assert list(Store(folder / "runs").experiments()) == ["tuned"]
     assert given.name == "tuned"
@@ -451,12 +447,12 @@ def test_a_trial_more_tries_that_one_alone(tuned: tuple[Experiment, Path, list[R
     more = experiment(tmp_path, ("[1e-3, 1e-2, 3e-2]", "[1e-3, 1e-2, 3e-2, 1e-4]"), ("name: tuned", "name: more"))
     _, told = carried_out(more, folder / "runs")
     assert told.count("trial trained") == 2 and told.count("trial found") == 6
-    compared = CliRunner().invoke(main, ["compare", "more", "tuned", "--runs", str(folder / "runs")])
+    compared = invoke("compare", "more", "tuned", "--runs", str(folder / "runs"))
     assert "runs are finished" not in compared.stderr
     (folder / "runs" / "more" / "experiment.yaml").write_bytes(
         (folder / "runs" / "tuned" / "experiment.yaml").read_bytes()
     )
-    compared = CliRunner().invoke(main, ["compare", "more", "--runs", str(folder / "runs")])
+    compared = invoke("compare", "more", "--runs", str(folder / "runs"))
     assert "1 of 3 runs are finished" in compared.stderr  # what another search chose is not shown
 
 

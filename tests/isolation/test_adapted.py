@@ -8,17 +8,14 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import nn
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.adapted import Adapted, refuse_unshareable
 from forgetlab.batch import Batch
 from forgetlab.checks.backbones import FAMILIES, samples, tiny
 from forgetlab.checks.common import make
 from forgetlab.checks.regime import stream
-from forgetlab.cli import main
-from forgetlab.config import load
 from forgetlab.description import Budget, Train
 from forgetlab.fisher import fisher
 from forgetlab.isolation import Isolation
@@ -30,6 +27,10 @@ from forgetlab.options import OptionError, OptionsError
 from forgetlab.seeding import generator
 from forgetlab.store import Result
 from forgetlab.teacher import frozen_copy
+from helpers import runs
+from helpers.commands import invoke
+from helpers.modules import moved
+from helpers.training import learned
 
 SHAREABLE = {
     *("adapter", "bitfit", "combined", "deep_prompt", "gradual", "ia3", "ladder", "linear_probe", "lora", "p_tuning"),
@@ -47,16 +48,14 @@ strategies: [{entry}]
 """
 
 
-def written(folder: Path, entry: str, **options: Any) -> Path:
+def text(entry: str, **options: Any) -> str:
     given = {"setting": "task-incremental", "n_tasks": 5, "budget": "{epochs: 2}"} | options
-    path = folder / "file.yaml"
-    path.write_text(FILE.format(entry=entry, **given), encoding="utf-8")
-    return path
+    return FILE.format(entry=entry, **given)
 
 
 def run(folder: Path, entry: str, **options: Any) -> Result:
-    (description,) = load(written(folder, entry, **options)).runs()
-    return engine.run(description)
+    (result,) = runs.results(folder, text(entry, **options))
+    return result
 
 
 def shared(name: str) -> list[Adapted]:
@@ -70,13 +69,6 @@ def shared(name: str) -> list[Adapted]:
         moved(adapted.module)
         found.append(adapted.eval())
     return found
-
-
-def moved(module: nn.Module) -> None:
-    draw = generator("tests", "moved")
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
 
 
 def hooks(model: nn.Module) -> int:
@@ -134,11 +126,7 @@ def network(backbone: nn.Module, **options: Any) -> SharedNetwork:
 
 
 def trained(model: SharedNetwork, *found: Any) -> SharedNetwork:
-    train = Train(optimizer="sgd", lr=0.1, batch_size=8, weight_decay=0.1)
-    loop = Loop(model=model, train=train, budget=Budget(epochs=2), plugins=list(found))
-    for experience in stream():
-        loop.train(experience, [])
-    return model
+    return learned(model, stream(), *found, weight_decay=0.1)
 
 
 def test_the_backbone_is_as_it_was_to_the_bit_and_the_module_and_head_are_trained() -> None:
@@ -313,11 +301,11 @@ def vit() -> nn.Module:
 
 def test_the_commands_say_in_words_that_there_is_one_module(tmp_path: Path) -> None:
     entry = "{name: one, isolation: lora, shared: true}"
-    path = written(tmp_path, entry, n_tasks=2, budget="{updates: 1}")
+    path = runs.written(tmp_path, text(entry, n_tasks=2, budget="{updates: 1}"))
     where = ["--runs", str(tmp_path / "runs")]
-    assert CliRunner().invoke(main, ["run", str(path), "--no-tracking", *where]).exit_code == 0
+    assert invoke("run", str(path), "--no-tracking", *where).exit_code == 0
     for more in ([], ["--merged", "0", str(tmp_path / "merged")], ["--peft", "0", str(tmp_path / "peft")]):
-        told = CliRunner().invoke(main, ["modules", "shared/one", *more, *where])
+        told = invoke("modules", "shared/one", *more, *where)
         assert told.exit_code != 0 and not isinstance(told.exception, AssertionError)
         assert "all tasks train one module" in told.output
 

@@ -19,6 +19,7 @@ from forgetlab.metrics import forgetting, learning_accuracy
 from forgetlab.models import MLP, Block, ViT
 from forgetlab.plugins import Plugin
 from forgetlab.strategies.isolation.adapter import Adapter, Bottleneck
+from helpers.modules import attached, features
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -33,11 +34,6 @@ def mlp() -> MLP:
     return MLP((1, 8, 8), hidden=(16, 12)).eval()
 
 
-def attached(backbone: nn.Module, module: Isolation) -> Isolation:
-    module.attach(backbone)
-    return module
-
-
 def started_large(module: Isolation) -> Isolation:
     """Its weights as training might leave them, so that a wrong formula shows."""
     for weight in module.parameters():
@@ -45,15 +41,10 @@ def started_large(module: Isolation) -> Isolation:
     return module
 
 
-def features(module: Isolation, backbone: nn.Module, images: Tensor = IMAGES) -> Tensor:
-    with torch.no_grad(), module.active(backbone):
-        return backbone(images)
-
-
 def on_both_backbones() -> list[tuple[nn.Module, Isolation]]:
     return [
-        (vit(), attached(vit(), Adapter(bottleneck=3))),
-        (mlp(), attached(mlp(), Adapter(bottleneck=3, sites=("mlp.in",)))),
+        (vit(), attached(Adapter(bottleneck=3), vit())),
+        (mlp(), attached(Adapter(bottleneck=3, sites=("mlp.in",)), mlp())),
     ]
 
 
@@ -70,7 +61,7 @@ def test_with_a_zero_up_projection_it_is_the_bare_backbone_to_the_bit() -> None:
             if ".up." in name:
                 nn.init.zeros_(weight)
         with torch.no_grad():
-            assert torch.equal(features(module, backbone), backbone(IMAGES))
+            assert torch.equal(features(module, backbone, IMAGES), backbone(IMAGES))
 
 
 def test_each_site_costs_2md_and_d_and_m() -> None:
@@ -96,7 +87,7 @@ def part_of(module: Isolation, path: str) -> Bottleneck:
 @torch.no_grad()
 def test_it_sits_before_the_residual_sum_of_each_half_of_a_layer() -> None:
     backbone = vit().double()
-    module = started_large(attached(backbone, Adapter(bottleneck=3))).double()
+    module = started_large(attached(Adapter(bottleneck=3), backbone)).double()
     images = IMAGES.double()
     x = backbone.positions(backbone.embed(F.unfold(images, 4, stride=4).transpose(1, 2)))
     for i, block in enumerate(backbone.blocks):
@@ -113,11 +104,11 @@ def test_it_sits_before_the_residual_sum_of_each_half_of_a_layer() -> None:
 def test_an_adapter_after_the_residual_sum_is_another_function() -> None:
     """The break: the same part, attached to the stream instead of to what is added to it."""
     backbone = vit()
-    inside = attached(backbone, Adapter(bottleneck=3, sites=("mlp.out",)))
-    outside = attached(backbone, Adapter(bottleneck=3, sites=("block",)))  # type: ignore[arg-type]
+    inside = attached(Adapter(bottleneck=3, sites=("mlp.out",)), backbone)
+    outside = attached(Adapter(bottleneck=3, sites=("block",)), backbone)  # type: ignore[arg-type]
     for a, b in zip(started_large(inside).parameters(), outside.parameters(), strict=True):
         b.data = a.data
-    assert (features(inside, backbone) - features(outside, backbone)).abs().max() > 1e-2
+    assert (features(inside, backbone, IMAGES) - features(outside, backbone, IMAGES)).abs().max() > 1e-2
 
 
 def test_the_gelu_is_the_authors_and_not_torchs_default() -> None:
@@ -158,7 +149,7 @@ class StartsAsIdentity(Adapter):
 @pytest.mark.parametrize("broken", [CalledIdentity, StartsAsIdentity])
 def test_near_the_identity_is_not_the_identity(broken: type[Adapter]) -> None:
     for backbone, module in on_both_backbones():
-        gap = (features(module, backbone) - backbone(IMAGES)).abs().max()
+        gap = (features(module, backbone, IMAGES) - backbone(IMAGES)).abs().max()
         assert 0 < gap < 1e-3
     with pytest.raises(AssertionError, match="identity_at_birth"):
         isolation.untrained_is_base(Plugin("isolation", "broken", broken))

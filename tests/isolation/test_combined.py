@@ -7,34 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from forgetlab import engine, plugins
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
 from forgetlab.config import load
 from forgetlab.isolated import IsolatedNetwork, Merged
-from forgetlab.isolation import Isolation
 from forgetlab.metrics import forgetting, learning_accuracy
 from forgetlab.plugins import OptionError, Plugin
 from forgetlab.strategies.isolation.combined import Combined
 from forgetlab.strategies.isolation.prefix import Prefix
+from helpers.modules import attached, features
 
 ON_VALUES: dict[str, Any] = {"name": "lora", "rank": 2, "sites": ["attn.v"]}
 ON_QUERIES: dict[str, Any] = {"name": "lora", "rank": 2, "sites": ["attn.q"]}
-
-
-def attached(module: Any, backbone: nn.Module, large: bool = True) -> Any:
-    torch.manual_seed(0)
-    module.attach(backbone)
-    for weight in module.parameters() if large else ():
-        nn.init.normal_(weight, std=0.3)
-    return module
-
-
-@torch.no_grad()
-def features(module: Isolation, backbone: nn.Module) -> Tensor:
-    return module.features(backbone, samples(backbone, 0))
 
 
 MAM = (
@@ -68,8 +55,8 @@ def test_mam_without_scale_is_its_prefix_to_the_bit(tmp_path: Path) -> None:
     for scale in (0.0, 4.0):
         spec = dict(mam(tmp_path, scale).strategies[0].isolation)
         backbone = tiny("vit")
-        both = attached(plugins.build("isolation", spec.pop("name"), spec), backbone)
-        alone = attached(Prefix(length=30), backbone)
+        both = attached(plugins.build("isolation", spec.pop("name"), spec), backbone, spread=0.3)
+        alone = attached(Prefix(length=30), backbone, spread=0.3)
         alone.load_state_dict(both.members[0].state_dict())
         same = torch.equal(features(both, backbone), features(alone, backbone))
         assert same == (scale == 0.0)
@@ -78,7 +65,7 @@ def test_mam_without_scale_is_its_prefix_to_the_bit(tmp_path: Path) -> None:
 def test_what_one_leaves_at_a_site_the_next_one_finds_there() -> None:
     adapters: Any = [{"name": "adapter", "bottleneck": 3, "sites": ["mlp.in"]} for _ in range(2)]
     backbone = tiny("mlp")
-    module = attached(Combined(tuple(adapters)), backbone)
+    module = attached(Combined(tuple(adapters)), backbone, spread=0.3)
     h = samples(backbone, 0).flatten(1)
     for i, layer in enumerate(backbone.get_submodule("layers").children()):
         h = layer.get_submodule("0")(h)
@@ -106,7 +93,7 @@ def test_its_flags_are_what_its_members_flags_make() -> None:
 
 def test_a_query_is_handed_on_and_penalties_are_summed() -> None:
     backbone = tiny("vit")
-    module = attached(Combined(("lora", "l2p", "l2p")), backbone)
+    module = attached(Combined(("lora", "l2p", "l2p")), backbone, spread=0.3)
     module.query = backbone(samples(backbone, 0))
     features(module, backbone)
     first, second = (member.penalty() for member in module.members[1:])
@@ -133,13 +120,13 @@ def test_other_pairs_keep_the_promises_too(parts: Any, check: Any, monkeypatch: 
 
 def test_changes_of_different_weights_merge_and_those_of_the_same_do_not() -> None:
     backbone = tiny("vit")
-    apart = attached(Combined((ON_QUERIES, ON_VALUES)), backbone)
+    apart = attached(Combined((ON_QUERIES, ON_VALUES)), backbone, spread=0.3)
     changes = apart.changes()
     assert changes.keys() == {f"attn_{part}-{layer}.weight" for part in "qv" for layer in range(2)}
     merged = features(Merged([apart], changes), backbone)
     torch.testing.assert_close(merged, features(apart, backbone), rtol=0, atol=1e-4)
-    assert attached(Combined((ON_QUERIES, ON_QUERIES)), backbone).changes() == {}
-    assert attached(Combined((ON_QUERIES, "adapter")), backbone).changes() == {}
+    assert attached(Combined((ON_QUERIES, ON_QUERIES)), backbone, spread=0.3).changes() == {}
+    assert attached(Combined((ON_QUERIES, "adapter")), backbone, spread=0.3).changes() == {}
 
 
 @pytest.mark.parametrize(
@@ -173,8 +160,8 @@ def test_a_member_whose_share_is_lost_is_found() -> None:
 def test_the_peft_backend_stands_beside_our_own() -> None:
     backbone = tiny("vit")
     config = {"peft_type": "LORA", "target_modules": ["attn.q"]}
-    module = attached(Combined(({"name": "peft", "config": config}, ON_QUERIES)), backbone)
-    other = attached(Combined((ON_QUERIES, {"name": "peft", "config": config})), backbone)
+    module = attached(Combined(({"name": "peft", "config": config}, ON_QUERIES)), backbone, spread=0.3)
+    other = attached(Combined((ON_QUERIES, {"name": "peft", "config": config})), backbone, spread=0.3)
     theirs, ours = module.members
     other.members[0].load_state_dict(ours.state_dict())
     other.members[1].load_state_dict(theirs.state_dict())

@@ -30,26 +30,10 @@ from forgetlab.strategies.isolation.gradual import Gradual
 from forgetlab.strategies.isolation.ia3 import IA3
 from forgetlab.strategies.isolation.linear_probe import LinearProbe
 from forgetlab.strategies.isolation.selective import Selective
+from helpers.modules import attached, features, moved
+from helpers.networks import isolated
 
 TRANSFORMERS = [name for name in FAMILIES if name not in ("mlp", "cnn")]
-
-
-def attached(module: Isolation, backbone: nn.Module) -> Isolation:
-    module.attach(backbone)
-    return module
-
-
-def moved(module: Isolation) -> Isolation:
-    """Its parameters as training might leave them."""
-    draws = generator("moved")
-    for parameter in module.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=draws)
-    return module
-
-
-@torch.no_grad()
-def features(module: Isolation, backbone: nn.Module, x: Tensor) -> Tensor:
-    return module.features(backbone, x)
 
 
 def trained_names(module: Isolation, backbone: nn.Module) -> set[str]:
@@ -116,13 +100,9 @@ def test_a_change_added_to_the_pretrained_weight_is_not_the_weight() -> None:
     assert all(torch.allclose(back[name], weights[name], atol=1e-6) for name in back)
 
 
-def network(make: Callable[[], Isolation], family: str = "vit") -> IsolatedNetwork:
-    return IsolatedNetwork(tiny(family), make, task_known=True)
-
-
 @pytest.mark.parametrize("begins", ["pretrained", "previous"])
 def test_a_task_starts_from_the_pretrained_weights_or_the_last_tasks(begins: Any) -> None:
-    model = network(lambda: Full(begins))
+    model = isolated(lambda: Full(begins))
     train(model, 0)
     start(model, 1)
     first, second = (standing_in(model.module_of(task), model.backbone) for task in range(2))
@@ -318,7 +298,7 @@ def test_ia3_changes_a_bias_with_its_weight() -> None:
 
 
 def test_a_linear_probe_is_the_frozen_features_and_a_head() -> None:
-    model = network(LinearProbe, "bert")
+    model = isolated(LinearProbe, family="bert")
     train(model, 0)
     x = samples(model.backbone, 3)
     assert torch.equal(model.answer(0, x), model.heads["0"](model.backbone(x)))
@@ -330,7 +310,7 @@ def test_full_stores_a_model_per_task_and_the_others_what_they_train() -> None:
     whole = sum(p.numel() for p in backbone.parameters())
     block = sum(p.numel() for name, p in backbone.named_parameters() if block_of(name) == 1)
     for make, expected in ((Full, whole), (Selective, block), (Gradual, 2 * block), (LinearProbe, 0)):
-        model = network(make, "bert")
+        model = isolated(make, family="bert")
         train(model, 0)
         kept = [t for name, t in model.task_tensors(0).items() if name.startswith("module.")]
         assert sum(t.numel() for t in kept) == expected

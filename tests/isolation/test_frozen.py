@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from forgetlab import engine, frozen
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.description import Budget, Protocol, Run, Strategy, Train
+from forgetlab.description import Budget, Protocol, Strategy
 from forgetlab.frozen import FrozenWork, Source
 from forgetlab.sites import blocks
+from helpers.runs import description
 
 
 @pytest.fixture(autouse=True)
@@ -118,20 +119,14 @@ def test_a_model_s_copy_keeps_the_same_work() -> None:
 
 
 def run(reuse: bool, strategy: Strategy) -> tuple[list, dict]:
-    description = Run(
+    one = description(
+        strategy,
         scenario={"name": "split_digits", "setting": "class-incremental", "n_tasks": 3, "held_back": 4},
         model={"name": "vit", "width": 16, "depth": 3, "heads": 2, "patch": 4},
-        pretrain=None,
         protocol=Protocol(task_known_at_test=False, budget=Budget(epochs=2)),
-        train=Train(batch_size=32, lr=1e-2),
-        strategy=strategy,
-        seed=0,
-        device="cpu",
-        threads=1,
-        plugins=(),
         reuse_frozen=reuse,
     )
-    result = engine.run(description)
+    result = engine.run(one)
     return result.accuracy, {name: result.scores[name] for name in ("router_accuracy",) if name in result.scores}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from forgetlab import torchvision_ops
@@ -21,15 +21,7 @@ from forgetlab.isolation import Isolation
 from forgetlab.plugins import OptionError
 from forgetlab.strategies.isolation.ladder import Ladder
 from forgetlab.strategies.isolation.lora import LoRA
-
-
-def attached(backbone: nn.Module, **options: Any) -> Any:
-    torch.manual_seed(0)
-    module = Ladder(**options)
-    module.attach(backbone)
-    for tensor in module.parameters():
-        nn.init.normal_(tensor, std=0.3)
-    return module
+from helpers.modules import attached
 
 
 def side_block(block: Any, h: Tensor) -> Tensor:
@@ -49,7 +41,7 @@ def test_it_is_the_formula_over_the_real_tokens() -> None:
     """With padding taken out by hand, and pooled as the backbone pools."""
     backbone: Any = tiny("bert").double()
     ids = samples(backbone, 0)
-    module = attached(backbone, reduction=4).double()
+    module = attached(Ladder(reduction=4), backbone, spread=0.3).double()
     for site in module.sites:
         site_part = module.parts[site.key]
         assert [block.heads for block in site_part.blocks] == [2, 2]
@@ -113,7 +105,7 @@ def test_at_minilms_size_it_has_the_counted_parameters_and_hardly_a_backward_pas
 
 def test_no_gradient_enters_the_backbone() -> None:
     backbone = tiny("vit").requires_grad_(True)  # even where it could
-    module = attached(backbone)
+    module = attached(Ladder(), backbone, spread=0.3)
     module.features(backbone, samples(backbone, 0)).sum().backward()
     within = [name for name, p in backbone.named_parameters() if p.grad is not None]
     assert {name.split(".")[0] for name in within} == {"norm"}  # what comes after the last block
@@ -138,7 +130,7 @@ def test_cached_states_train_it_just_as_well() -> None:
 @torch.no_grad()
 def test_padding_is_seen_by_no_real_token() -> None:
     backbone: Any = tiny("bert")
-    module, ids = attached(backbone, reduction=2), samples(tiny("bert"), 0)
+    module, ids = attached(Ladder(reduction=2), backbone, spread=0.3), samples(tiny("bert"), 0)
     other = copy.deepcopy(module)
     longer = F.pad(ids, (0, 3), value=backbone.padding)
     torch.testing.assert_close(module.features(backbone, longer), module.features(backbone, ids), rtol=0, atol=1e-4)

@@ -23,6 +23,7 @@ from forgetlab.strategies.isolation.inflora import InfLoRA
 from forgetlab.strategies.isolation.lora import LoRA
 from forgetlab.strategies.isolation.o_lora import OLoRA
 from forgetlab.strategies.isolation.sd_lora import SDLoRA
+from helpers.networks import isolated
 
 RANK, TASKS = 4, 3
 SUMS: dict[str, Callable[[], Isolation]] = {
@@ -30,13 +31,6 @@ SUMS: dict[str, Callable[[], Isolation]] = {
     "inflora": lambda: InfLoRA(RANK),
     "sd_lora": lambda: SDLoRA(RANK),
 }
-
-
-def trained(make: Callable[[], Isolation], tasks: int = TASKS) -> IsolatedNetwork:
-    network = IsolatedNetwork(tiny("vit"), make, task_known=False)
-    for task in range(tasks):
-        isolation.train(network, task)
-    return network
 
 
 def factors(network: IsolatedNetwork, task: int, site: Site) -> tuple[Tensor, Tensor]:
@@ -78,7 +72,7 @@ def summed(network: IsolatedNetwork, site: Site, scale: float) -> Tensor:
 @torch.no_grad()
 def test_the_newest_answers_with_the_sum(name: str, change: Callable[[IsolatedNetwork, Site], Tensor]) -> None:
     with torch.enable_grad():
-        network = trained(SUMS[name])
+        network = isolated(SUMS[name], TASKS, task_known=False)
     x = samples(network.backbone, seed=3)
     found = network.under(network.speaker(0), x)
     torch.testing.assert_close(found, with_weights(network, lambda site: change(network, site))(x), rtol=0, atol=1e-4)
@@ -106,14 +100,14 @@ def test_one_task_alone_is_lora(name: str, alpha: float) -> None:
 
 
 def test_a_first_task_of_o_lora_trains_as_lora_to_the_bit() -> None:
-    ours, plain = trained(SUMS["o_lora"], tasks=1), trained(lambda: LoRA(RANK, 32.0), tasks=1)
+    ours, plain = (isolated(kind, tasks=1, task_known=False) for kind in (SUMS["o_lora"], lambda: LoRA(RANK, 32.0)))
     for name, tensor in plain.task_tensors(0).items():
         assert torch.equal(ours.task_tensors(0)[name], tensor)
 
 
 @pytest.mark.parametrize("name", list(SUMS))
 def test_a_task_stores_its_own_factors_alone(name: str) -> None:
-    network = trained(SUMS[name])
+    network = isolated(SUMS[name], TASKS, task_known=False)
     for task in range(TASKS):
         stored = {key: t for key, t in network.task_tensors(task).items() if key.startswith("module.")}
         own = sum(RANK * (site.in_dim + site.out_dim) for site in network.module_of(task).sites)
@@ -126,7 +120,7 @@ def test_a_task_stores_its_own_factors_alone(name: str) -> None:
 
 def second_task(power: Any = 1) -> tuple[OLoRA, list[tuple[Tensor, nn.Parameter]]]:
     """A module that has begun a second task, and each site's old and new A."""
-    network = trained(lambda: OLoRA(RANK, power=power), tasks=1)
+    network = isolated(lambda: OLoRA(RANK, power=power), tasks=1, task_known=False)
     isolation.start(network, 1)
     module: Any = network.module_of(1)
     return module, [(factors(network, 0, site)[0], module.parts[site.key].A) for site in module.sites]
@@ -162,7 +156,7 @@ def test_the_penalty_moves_the_new_a_alone() -> None:
 
 
 def test_a_first_task_has_no_penalty() -> None:
-    assert trained(SUMS["o_lora"], tasks=1).module_of(0).penalty() is None
+    assert isolated(SUMS["o_lora"], tasks=1, task_known=False).module_of(0).penalty() is None
 
 
 # InfLoRA
@@ -236,21 +230,21 @@ def old_inputs_change(network: IsolatedNetwork, shared: dict[str, Tensor]) -> fl
 
 
 def test_a_new_task_changes_nothing_for_inputs_in_the_old_space() -> None:
-    network = trained(SUMS["inflora"])
+    network = isolated(SUMS["inflora"], TASKS, task_known=False)
     assert all(0 < space.shape[1] < 16 for space in network.shared.values())
     assert old_inputs_change(network, dict(network.shared)) < 1e-5
 
 
 def test_a_space_that_is_forgotten_is_seen() -> None:
     """The break: the new task does not know of the old ones' inputs."""
-    network = trained(SUMS["inflora"])
+    network = isolated(SUMS["inflora"], TASKS, task_known=False)
     kept = dict(network.shared)
     network.shared.clear()
     assert old_inputs_change(network, kept) > 1e-2
 
 
 def test_a_is_orthonormal_over_root_3_and_fixed() -> None:
-    network = trained(SUMS["inflora"], tasks=1)
+    network = isolated(SUMS["inflora"], tasks=1, task_known=False)
     for site in network.module_of(0).sites:
         a, _ = factors(network, 0, site)
         torch.testing.assert_close(a @ a.T, torch.eye(RANK) / 3, rtol=0, atol=1e-5)

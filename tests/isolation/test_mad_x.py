@@ -12,17 +12,10 @@ from torch.nn import functional as F
 
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.isolated import IsolatedNetwork
 from forgetlab.models import Block, ViT
 from forgetlab.plugins import Plugin
 from forgetlab.strategies.isolation.mad_x import MADX
-
-
-def network(kind: type[MADX] = MADX, tasks: int = 1) -> IsolatedNetwork:
-    model = IsolatedNetwork(tiny("vit"), kind, task_known=True)
-    for task in range(tasks):
-        isolation.train(model, task)
-    return model
+from helpers.networks import isolated
 
 
 def bottleneck(part: Any, h: Tensor) -> Tensor:
@@ -68,10 +61,10 @@ def test_the_coupling_can_be_undone() -> None:
 
 
 def test_the_first_task_trains_the_shared_part_and_no_later_one_does() -> None:
-    model = network(tasks=0)
+    model = isolated(MADX)
     isolation.start(model, 0)
     before = {name: p.detach().clone() for name, p in model.module_of(0).parts.named_parameters()}
-    model = network()
+    model = isolated(MADX, tasks=1)
     shared = {name: tensor.clone() for name, tensor in model.shared.items()}
     assert shared and all(".shared" in name for name in shared)
     assert any(not torch.equal(tensor, before[name]) for name, tensor in shared.items())
@@ -83,7 +76,7 @@ def test_the_first_task_trains_the_shared_part_and_no_later_one_does() -> None:
 
 
 def test_the_shared_part_is_stored_once_and_no_tasks_own() -> None:
-    model = network(tasks=2)
+    model = isolated(MADX, tasks=2)
     for task in range(2):
         assert not [name for name in model.task_tensors(task) if ".shared" in name]
     d, stored = 16, sum(tensor.numel() for tensor in model.shared.values())

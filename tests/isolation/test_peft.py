@@ -17,21 +17,9 @@ from forgetlab.plugins import OptionError, Plugin
 from forgetlab.scenario_file import FileErrors
 from forgetlab.strategies.isolation.lora import LoRA
 from forgetlab.strategies.isolation.peft import PEFT
+from helpers.modules import attached
 
 ATTENTION = ["attn.q", "attn.k", "attn.v"]
-
-
-def attached(module: Any, backbone: nn.Module) -> Any:
-    torch.manual_seed(0)
-    module.attach(backbone)
-    return module
-
-
-def trained(module: Any) -> Any:
-    """Its weights as training might leave them."""
-    for weight in module.parameters():
-        nn.init.normal_(weight, std=0.3)
-    return module
 
 
 def lora(**options: Any) -> PEFT:
@@ -41,7 +29,7 @@ def lora(**options: Any) -> PEFT:
 @pytest.mark.parametrize("name", ["vit", "bert", "hf_vit"])
 def test_their_lora_is_ours_with_the_same_weights_and_so_are_the_gradients(name: str) -> None:
     backbone, x = tiny(name), samples(tiny(name), 0)
-    theirs, ours = trained(attached(lora(), backbone)), attached(LoRA(rank=3, alpha=6.0), backbone)
+    theirs, ours = attached(lora(), backbone, spread=0.3), attached(LoRA(rank=3, alpha=6.0), backbone)
     layers = {path: theirs.parts[key] for key, path in theirs.paths.items()}
     assert {site.path for site in ours.sites} == layers.keys()
     for site in ours.sites:
@@ -82,7 +70,7 @@ class ByHand(contract.Isolation):
 def test_their_ia3_is_the_formula() -> None:
     backbone, x = tiny("vit"), samples(tiny("vit"), 0)
     config = {"target_modules": ["attn.k", "attn.v", "mlp.out"], "feedforward_modules": ["mlp.out"]}
-    theirs = trained(attached(PEFT({"peft_type": "IA3", **config}), backbone))
+    theirs = attached(PEFT({"peft_type": "IA3", **config}), backbone, spread=0.3)
     scales = {path: theirs.parts[key].ia3_l["default"] for key, path in theirs.paths.items()}
     ours = attached(ByHand(scales), backbone)
     assert torch.equal(theirs.features(backbone, x), ours.features(backbone, x))
@@ -130,7 +118,7 @@ def test_the_backbone_keeps_its_objects_names_and_switches() -> None:
     backbone, x = tiny("vit").requires_grad_(True), samples(tiny("vit"), 0)
     before = {name: (id(p), p.requires_grad) for name, p in backbone.named_parameters()}
     kinds = [type(module) for module in backbone.modules()]
-    module = trained(attached(lora(), backbone))
+    module = attached(lora(), backbone, spread=0.3)
     module.train()
     module.features(backbone, x)
     assert {name: (id(p), p.requires_grad) for name, p in backbone.named_parameters()} == before

@@ -24,6 +24,7 @@ from forgetlab.metrics import forgetting, learning_accuracy
 from forgetlab.models import MLP, Attention, Block, Positions, ViT
 from forgetlab.plugins import OptionError, Plugin
 from forgetlab.strategies.isolation.prefix import Prefix
+from helpers.modules import features
 
 LENGTH, WIDTH, DEPTH, HEADS, HIDDEN = 3, 16, 2, 2, 24
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -39,11 +40,6 @@ def attached(backbone: nn.Module, reparameterization: Any = "mlp", length: int =
     module = Prefix(length, reparameterization, HIDDEN)
     module.attach(backbone)
     return module
-
-
-def features(module: Prefix, backbone: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad(), module.active(backbone):
-        return backbone(images)
 
 
 def prefixes(module: Prefix) -> list[Tensor]:

@@ -15,7 +15,6 @@ from forgetlab import engine
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import HEADS, LAYERS, WIDTH, samples, tiny
 from forgetlab.config import load
-from forgetlab.isolated import IsolatedNetwork
 from forgetlab.isolation import OptionError
 from forgetlab.models import ViT
 from forgetlab.plugins import Plugin
@@ -24,25 +23,14 @@ from forgetlab.strategies.isolation.dual_prompt import DualPrompt
 from forgetlab.strategies.isolation.l2p import L2P
 from forgetlab.strategies.isolation.prefix import Prefix
 from forgetlab.strategies.isolation.prompt import Prompt
-
-
-def attached(module: Any, backbone: nn.Module, seed: int = 1) -> Any:
-    torch.manual_seed(seed)
-    module.attach(backbone)
-    return module
+from helpers.modules import attached
+from helpers.networks import isolated
 
 
 def asked(module: Any, backbone: nn.Module, x: Tensor) -> Tensor:
     """The features under a module that asks, which hears the query first."""
     module.query = backbone(x).detach()
     return module.features(backbone, x).detach()
-
-
-def trained(factory: Any, tasks: int, name: str = "vit") -> IsolatedNetwork:
-    network = IsolatedNetwork(tiny(name), factory, task_known=True)
-    for task in range(tasks):
-        isolation.train(network, task, steps=2)
-    return network
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -103,7 +91,7 @@ def test_a_batch_that_votes_is_found() -> None:
 
 
 def test_one_pool_is_trained_on_and_stored_once() -> None:
-    network = trained(L2P, 1)
+    network = isolated(L2P, tasks=1, steps=2)
     images, first = samples(network.backbone, 3), copy.deepcopy(network.shared)
     before = network.answer(0, images).detach()
     assert {name: tuple(t.shape) for name, t in first.items()} == {"prompts": (10, 5, WIDTH), "keys": (10, WIDTH)}
@@ -146,7 +134,7 @@ def test_its_prompts_are_prefixes() -> None:
 
 
 def test_the_general_prompt_learns_on_and_old_answers_stay() -> None:
-    network = trained(DualPrompt, 1)
+    network = isolated(DualPrompt, tasks=1, steps=2)
     images, first = samples(network.backbone, 3), network.module_of(0)
     before = network.answer(0, images).detach()
     isolation.start(network, 1)
@@ -170,7 +158,7 @@ def by_hand(module: CODAPrompt, key: str, query: Tensor) -> Tensor:
 
 
 def test_a_prompt_is_the_attended_sum_of_all_tasks_components() -> None:
-    network = trained(lambda: CODAPrompt(components=4, length=2), 2)
+    network = isolated(lambda: CODAPrompt(components=4, length=2), tasks=2, steps=2)
     backbone, images, prefix = network.backbone, samples(network.backbone, 3), Prefix(2, "flat")
     module: Any = network.module_of(1)
     found = asked(module, backbone, images)
@@ -184,7 +172,7 @@ def test_a_prompt_is_the_attended_sum_of_all_tasks_components() -> None:
 
 
 def test_earlier_components_are_frozen_and_stored_with_their_own_task() -> None:
-    network = trained(lambda: CODAPrompt(components=4), 1)
+    network = isolated(lambda: CODAPrompt(components=4), tasks=1, steps=2)
     first: Any = network.module_of(0)
     before = copy.deepcopy(first.state_dict())
     isolation.train(network, 1)

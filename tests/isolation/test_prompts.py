@@ -19,14 +19,9 @@ from forgetlab.strategies.isolation.deep_prompt import DeepPrompt
 from forgetlab.strategies.isolation.p_tuning import PTuning
 from forgetlab.strategies.isolation.prefix import Prefix
 from forgetlab.strategies.isolation.prompt import Prompt
+from helpers.modules import attached
 
 LENGTH = 3
-
-
-def attached(module: Any, backbone: nn.Module) -> Any:
-    torch.manual_seed(1)
-    module.attach(backbone)
-    return module
 
 
 def own(module: Isolation) -> list[Tensor]:

@@ -19,8 +19,10 @@ from forgetlab.isolation import Router
 from forgetlab.loop import Loop
 from forgetlab.models import MLP
 from forgetlab.plugins import Plugin
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.scenario import Samples, Scenario
 from forgetlab.seeding import drawn_from, generator
+from helpers.streams import in_pairs
+from helpers.training import learn
 
 ROUTERS = plugins.available("router")
 OF_FEATURES = ("prototype", "mahalanobis", "kmeans", "key_query")
@@ -35,10 +37,8 @@ def cluster(task: int, n: int, name: str) -> Samples:
 
 
 def stream() -> Scenario:
-    tasks = [
-        Task(f"task {t}", cluster(t, 60, "train"), cluster(t, 40, "test"), (2 * t, 2 * t + 1)) for t in range(N_TASKS)
-    ]
-    return Scenario(tuple(tasks), tuple("abcdef"), task_known_at_test=False)
+    train, test = ([cluster(task, n, name) for task in range(N_TASKS)] for n, name in ((60, "train"), (40, "test")))
+    return in_pairs(train, test)
 
 
 class Watcher(SupervisedPlugin):
@@ -79,8 +79,7 @@ class Bench:
         )
         if isinstance(router, Peeks):
             router.loop = self.loop
-        for experience in to_benchmark(stream()).streams["train"]:
-            self.loop.train(experience, [])
+        learn(self.loop, to_benchmark(stream()))
 
     def routes(self, task: int, claimed: int | None = None) -> Tensor:
         """Where a task's test samples go when the bench claims that it is another."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,23 +12,19 @@ from torch import Tensor, nn
 from forgetlab import checks, engine
 from forgetlab.attachment import standing_in
 from forgetlab.checks import isolation
-from forgetlab.checks.backbones import samples, tiny
+from forgetlab.checks.backbones import samples
 from forgetlab.checks.isolation import loss, start, train
 from forgetlab.config import load
 from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Isolation
 from forgetlab.metrics import forgetting
 from forgetlab.plugins import Plugin
 from forgetlab.seeding import drawn_from, generator
 from forgetlab.strategies.isolation.diff_pruning import DiffPruning
 from forgetlab.strategies.isolation.hat import HAT
 from forgetlab.strategies.isolation.packnet import PackNet
+from helpers.networks import isolated
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
-
-
-def network(make: Callable[[], Isolation], family: str = "vit") -> IsolatedNetwork:
-    return IsolatedNetwork(tiny(family), make, task_known=True)
 
 
 def steps(
@@ -78,7 +73,7 @@ def theta_0(model: IsolatedNetwork) -> Tensor:
 @pytest.mark.parametrize("family", ["vit", "mlp", "gpt2", "bert"])
 @pytest.mark.parametrize("budget", [0.005, 0.1])
 def test_it_changes_no_more_entries_than_its_budget_and_no_other(family: str, budget: float) -> None:
-    model = network(lambda: DiffPruning(budget), family)
+    model = isolated(lambda: DiffPruning(budget), family=family)
     steps(model, 0)
     end(model, 0)
     model.module_of(0).materialise()
@@ -96,14 +91,14 @@ def test_it_changes_no_more_entries_than_its_budget_and_no_other(family: str, bu
 
 
 def test_it_trains_twice_the_backbone() -> None:
-    model = network(DiffPruning)
+    model = isolated(DiffPruning)
     start(model, 0)
     assert sum(p.numel() for p in model.module_of(0).parameters()) == 2 * len(theta_0(model))
 
 
 def test_the_largest_of_all_entries_are_kept_and_go_on_training() -> None:
     """Chosen over all tensors together, by |z w|, at half of the steps; their w moves on from z w."""
-    model = network(lambda: DiffPruning(budget=0.05))
+    model = isolated(lambda: DiffPruning(budget=0.05))
     steps(model, 0, until=0.5)
     module = one_diff(model)
     assert module.kept is None
@@ -124,7 +119,7 @@ def test_the_largest_of_all_entries_are_kept_and_go_on_training() -> None:
 
 
 def test_what_is_stored_answers_as_what_was_trained_to_the_bit() -> None:
-    model = network(lambda: DiffPruning(budget=0.05))
+    model = isolated(lambda: DiffPruning(budget=0.05))
     steps(model, 0)
     end(model, 0)
     model.module_of(0).step(1.0)
@@ -145,7 +140,7 @@ class PrunesEachHalf(DiffPruning):
 
 
 def test_pruning_part_by_part_is_found() -> None:
-    model = network(lambda: PrunesEachHalf(budget=0.05))
+    model = isolated(lambda: PrunesEachHalf(budget=0.05))
     steps(model, 0, until=0.5)
     module = one_diff(model)
     sized = module.gated(draw=False).abs().detach()
@@ -174,7 +169,7 @@ def test_the_gates_are_hard_concrete(alpha: float) -> None:
 
 
 def test_the_penalty_is_the_expected_number_of_open_gates_until_they_are_pruned() -> None:
-    model = network(lambda: DiffPruning(sparsity=0.01))
+    model = isolated(lambda: DiffPruning(sparsity=0.01))
     start(model, 0)
     module = one_diff(model)
     penalty = module.penalty()
@@ -187,7 +182,7 @@ def test_the_penalty_is_the_expected_number_of_open_gates_until_they_are_pruned(
 def test_a_strong_penalty_closes_gates() -> None:
     closed = {}
     for sparsity in (1e-7, 0.5):
-        model = network(lambda sparsity=sparsity: DiffPruning(sparsity=sparsity, gate_rate=10.0))
+        model = isolated(lambda sparsity=sparsity: DiffPruning(sparsity=sparsity, gate_rate=10.0))
         steps(model, 0, n=80, optimizer="adam", until=0.5, decay=0.0)
         module = one_diff(model)
         closed[sparsity] = (module.gated(draw=False) == 0).float().mean().item()
@@ -203,7 +198,7 @@ def owners(model: IsolatedNetwork) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("family", ["vit", "gpt2", "bert"])
 def test_each_task_owns_its_share_of_what_was_free(family: str) -> None:
-    model = network(lambda: PackNet(share=0.5), family)
+    model = isolated(lambda: PackNet(share=0.5), family=family)
     for task in range(3):
         train(model, task)
     for owner in owners(model).values():
@@ -216,7 +211,7 @@ def test_each_task_owns_its_share_of_what_was_free(family: str) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_no_optimizer_moves_what_others_own(optimizer: str) -> None:
-    model = network(PackNet)
+    model = isolated(PackNet)
     asked, answers, kept = samples(model.backbone, 5), [], []
     for task in range(3):
         steps(model, task, optimizer=optimizer)
@@ -245,7 +240,7 @@ def test_a_protection_that_leaks_is_found() -> None:
 
 
 def test_a_task_answers_with_what_it_and_earlier_ones_own_and_zeros() -> None:
-    model = network(PackNet)
+    model = isolated(PackNet)
     for task in range(3):
         train(model, task)
     for task in range(3):
@@ -259,7 +254,7 @@ def test_a_task_answers_with_what_it_and_earlier_ones_own_and_zeros() -> None:
 
 
 def test_the_largest_of_a_tasks_weights_are_kept_at_two_thirds_of_its_steps() -> None:
-    model = network(lambda: PackNet(share=0.25))
+    model = isolated(lambda: PackNet(share=0.25))
     train(model, 0)
     steps(model, 1, n=9, until=6 / 9)
     module = model.module_of(1)
@@ -276,7 +271,7 @@ def test_the_largest_of_a_tasks_weights_are_kept_at_two_thirds_of_its_steps() ->
 
 
 def test_the_first_task_starts_from_the_pretrained_weights_and_later_ones_from_zeros() -> None:
-    model = network(PackNet)
+    model = isolated(PackNet)
     start(model, 0)
     for site in model.module_of(0).sites:
         assert torch.equal(standing_in(model.module_of(0), model.backbone)[f"{site.path}.weight"], site.weight)
@@ -291,7 +286,7 @@ def test_the_first_task_starts_from_the_pretrained_weights_and_later_ones_from_z
 
 
 def test_packnet_stores_no_weights_with_a_task() -> None:
-    model = network(PackNet)
+    model = isolated(PackNet)
     train(model, 0)
     assert all(name.startswith("head.") for name in model.task_tensors(0))
 
@@ -323,7 +318,7 @@ def test_the_gradient_is_the_authors_compensated_one(s: float) -> None:
 
 
 def test_s_rises_from_its_inverse_to_smax_and_gates_end_hard() -> None:
-    model = network(HAT)
+    model = isolated(HAT)
     start(model, 0)
     module = hat(model)
     module.step(0.0)
@@ -338,7 +333,7 @@ def test_s_rises_from_its_inverse_to_smax_and_gates_end_hard() -> None:
 
 
 def test_each_task_goes_on_from_the_weights_that_the_last_one_left() -> None:
-    model = network(HAT)
+    model = isolated(HAT)
     for task in range(2):
         start(model, task)
         for site in model.module_of(task).sites:
@@ -351,7 +346,7 @@ def test_each_task_goes_on_from_the_weights_that_the_last_one_left() -> None:
 
 @pytest.mark.parametrize("family", ["vit", "mlp", "gpt2", "bert"])
 def test_a_closed_unit_gives_nothing_and_an_open_one_what_it_did(family: str) -> None:
-    model = network(HAT, family)
+    model = isolated(HAT, family=family)
     train(model, 0)
     module = hat(model)
     for site in module.sites:
@@ -365,7 +360,7 @@ def test_a_closed_unit_gives_nothing_and_an_open_one_what_it_did(family: str) ->
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("family", ["vit", "mlp"])
 def test_no_optimizer_moves_a_used_unit(family: str, optimizer: str) -> None:
-    model = network(HAT, family)
+    model = isolated(HAT, family=family)
     asked, answers = samples(model.backbone, 5), []
     for task in range(3):
         before = {name: t.clone() for name, t in model.shared.items()}
@@ -406,7 +401,7 @@ def test_units_that_are_not_protected_are_found(broken: type[HAT]) -> None:
 
 def test_the_penalty_is_the_share_of_free_units_that_are_open() -> None:
     """R = sum of a (1 - used) / sum of (1 - used), over all layers together, times 0.75."""
-    model = network(HAT, "mlp")
+    model = isolated(HAT, family="mlp")
     train(model, 0)
     start(model, 1)
     module = hat(model, 1)
@@ -427,7 +422,7 @@ def test_the_penalty_is_the_share_of_free_units_that_are_open() -> None:
 def test_a_stronger_penalty_opens_fewer_units() -> None:
     opened = {}
     for sparsity in (0.0, 5.0):
-        model = network(lambda sparsity=sparsity: HAT(sparsity=sparsity))
+        model = isolated(lambda sparsity=sparsity: HAT(sparsity=sparsity))
         steps(model, 0, n=30, optimizer="adam")
         opened[sparsity] = sum(int((part.get_parameter("e") > 0).sum()) for part in hat(model).parts.values())
     assert opened[5.0] < opened[0.0]

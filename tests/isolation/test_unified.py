@@ -7,30 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.isolation import Isolation, Site
+from forgetlab.isolation import Site
 from forgetlab.models import Block, ViT
 from forgetlab.strategies.isolation.pfeiffer import Pfeiffer
 from forgetlab.strategies.isolation.unified import Unified
+from helpers.modules import attached, features
 
 WIDTH = 16
-
-
-def attached(module: Any, backbone: nn.Module, large: bool = True) -> Any:
-    """The module on the backbone, its weights as training might leave them, so that a wrong formula shows."""
-    torch.manual_seed(1)
-    module.attach(backbone)
-    for weight in module.parameters() if large else ():
-        nn.init.normal_(weight, std=0.3)
-    return module
-
-
-@torch.no_grad()
-def features(module: Isolation, backbone: nn.Module, x: Tensor) -> Tensor:
-    return module.features(backbone, x)
 
 
 def change(module: Unified, role: str, layer: int, x: Tensor) -> Tensor:
@@ -62,7 +49,7 @@ def vit_by_hand(backbone: ViT, module: Unified, images: Tensor, insertion: str, 
 @torch.no_grad()
 def test_it_is_the_formula_at_its_place(insertion: Any, place: Any, form: Any, composition: Any) -> None:
     backbone, images = tiny("vit").double(), samples(tiny("vit"), 0).double()
-    module = attached(Unified(form, insertion, place, composition, bottleneck=3), backbone).double()
+    module = attached(Unified(form, insertion, place, composition, bottleneck=3), backbone, spread=0.3).double()
     assert isinstance(backbone, ViT)
     expected = vit_by_hand(backbone, module, images, insertion, place)
     torch.testing.assert_close(features(module, backbone, images), expected, rtol=0, atol=1e-10)
@@ -99,7 +86,7 @@ def test_x_is_what_enters_the_whole_part_on_every_backbone(name: str, path: str,
         "bert": ("attention", "intermediate"),
     }[name][place == "ffn"]
     backbone, entered = tiny(name), list[Tensor]()
-    module = attached(Spy(place=place, bottleneck=3), backbone)
+    module = attached(Spy(place=place, bottleneck=3), backbone, spread=0.3)
     target = backbone.get_submodule(path.format(part))
     handle = target.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
     features(module, backbone, samples(backbone, 0))
@@ -110,16 +97,18 @@ def test_x_is_what_enters_the_whole_part_on_every_backbone(name: str, path: str,
 def test_a_scale_of_0_is_the_bare_backbone_and_a_learned_one_starts_at_1() -> None:
     backbone, images = tiny("vit"), samples(tiny("vit"), 0)
     assert torch.equal(
-        features(attached(Unified(scale=0.0, bottleneck=3), backbone), backbone, images), backbone(images)
+        features(attached(Unified(scale=0.0, bottleneck=3), backbone, spread=0.3), backbone, images), backbone(images)
     )
-    learned = attached(Unified(composition="learned", bottleneck=3), backbone, large=False)
+    learned = attached(Unified(composition="learned", bottleneck=3), backbone)
     assert [part.scale.item() for part in learned.parts.values() if hasattr(part, "scale")] == [1.0, 1.0]
-    assert all(part.scale == 4.0 for part in attached(Unified(), backbone).parts.values() if hasattr(part, "scale"))
+    assert all(
+        part.scale == 4.0 for part in attached(Unified(), backbone, spread=0.3).parts.values() if hasattr(part, "scale")
+    )
 
 
 def test_lora_starts_at_the_identity_and_bert_near_it() -> None:
     backbone, images = tiny("vit"), samples(tiny("vit"), 0)
-    lora, bert = (attached(Unified(start=start), backbone, large=False) for start in ("lora", "bert"))
+    lora, bert = (attached(Unified(start=start), backbone) for start in ("lora", "bert"))
     assert torch.equal(features(lora, backbone, images), backbone(images))
     assert 0 < (features(bert, backbone, images) - backbone(images)).abs().max() < 0.2
     down, up = (bert.parts["mlp_out-0"][i].weight for i in (0, 2))
@@ -131,7 +120,7 @@ def test_lora_starts_at_the_identity_and_bert_near_it() -> None:
 
 def test_what_it_carries_is_gone_after_the_pass_and_after_an_error_in_it() -> None:
     backbone, images = tiny("vit"), samples(tiny("vit"), 0)
-    module = attached(Unified(bottleneck=3), backbone)
+    module = attached(Unified(bottleneck=3), backbone, spread=0.3)
     module.features(backbone, images).sum().backward()
     assert module.entered == {}
 
@@ -153,13 +142,13 @@ def test_it_costs_2md_and_d_and_m_in_each_layer() -> None:
 
 def test_pfeiffers_adapter_is_a_sequential_one_of_a_sixteenth_of_the_width() -> None:
     backbone, images = tiny("vit"), samples(tiny("vit"), 0)
-    ours = attached(Pfeiffer(), backbone)
+    ours = attached(Pfeiffer(), backbone, spread=0.3)
     assert [(site.role, site.layer) for site in ours.sites] == [("mlp.out", 0), ("mlp.out", 1)]
-    same = attached(Unified(insertion="sequential", composition="add", bottleneck=4), backbone)
+    same = attached(Unified(insertion="sequential", composition="add", bottleneck=4), backbone, spread=0.3)
     for a, b in zip(same.parameters(), ours.parameters(), strict=True):
         a.data = b.data
     assert torch.equal(features(ours, backbone, images), features(same, backbone, images))
-    wide = attached(Pfeiffer(), ViT((1, 8, 8), width=64, depth=1), large=False)
+    wide = attached(Pfeiffer(), ViT((1, 8, 8), width=64, depth=1))
     (part,) = wide.parts.values()
     assert part[0].weight.shape == (4, 64) and not part[0].bias.any() and not part[2].bias.any()
     assert part[0].weight.std().item() == pytest.approx(0.02, rel=0.15)

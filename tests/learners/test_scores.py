@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from forgetlab import engine
-from forgetlab.description import Budget, Protocol, Run, Strategy, Train
+from forgetlab.description import Protocol, Run, Strategy, Train
 from forgetlab.network import MASK
 from forgetlab.scenario import Scenario
 from forgetlab.scores import auroc, log_loss, macro_f1, scored
 from forgetlab.seeding import generator
+from helpers import runs
 
 LOGITS = torch.tensor([[2.0, 1.0, MASK], [0.0, 3.0, MASK], [1.0, 0.5, MASK], [0.2, 0.1, MASK]])
 Y = torch.tensor([0, 1, 1, 0])
@@ -41,18 +42,8 @@ def test_batches_of_another_width_are_scored_together() -> None:
 
 
 def run(strategy: Strategy, **scenario: Any) -> Run:
-    return Run(
-        scenario={"name": "stream", "data": "digits", "n_tasks": 2, **scenario},
-        model={"name": "mlp", "hidden": [16]},
-        pretrain=None,
-        protocol=Protocol(budget=Budget(epochs=1)),
-        train=Train(batch_size=32),
-        strategy=strategy,
-        seed=0,
-        device="cpu",
-        threads=1,
-        plugins=(),
-    )
+    given = {"name": "stream", "data": "digits", "n_tasks": 2, **scenario}
+    return runs.description(strategy, scenario=given, train=Train(batch_size=32))
 
 
 NAIVE = Strategy(name="naive", reference={"name": "naive"})

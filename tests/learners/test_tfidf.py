@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from forgetlab.description import Run
 from forgetlab.learners import Context
 from forgetlab.network import MASK
 from forgetlab.plugins import OptionError
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.scenario import Samples, Scenario
 from forgetlab.seeding import generator
 from forgetlab.text import PADDING
 from forgetlab.tfidf import Tfidf, conjugate_gradients, counted, fitted, smooth_idf, stacked, weighted
+from helpers.streams import in_pairs
 
 VOCABULARY, LENGTH = 60, 12
 
@@ -38,10 +40,9 @@ def corpus(labels: list[int], seed: int) -> Samples:
 
 def stream(tokenizer: str | None = "words") -> Scenario:
     """Two classes in each of three tasks."""
-    parts = [corpus([2 * t, 2 * t + 1] * 20, t) for t in range(3)]
-    tests = [corpus([2 * t, 2 * t + 1] * 10, 10 + t) for t in range(3)]
-    tasks = [Task(f"{t}", a, b, (2 * t, 2 * t + 1)) for t, (a, b) in enumerate(zip(parts, tests, strict=True))]
-    return Scenario(tuple(tasks), tuple("abcdef"), False, tokenizer=tokenizer, scores=("macro_f1", "log_loss"))
+    train = [corpus([2 * t, 2 * t + 1] * 20, t) for t in range(3)]
+    test = [corpus([2 * t, 2 * t + 1] * 10, 10 + t) for t in range(3)]
+    return replace(in_pairs(train, test), tokenizer=tokenizer, scores=("macro_f1", "log_loss"))
 
 
 @pytest.fixture(scope="module")

@@ -18,34 +18,22 @@ from forgetlab.avalanche_api import (
     CLScenario,
     EvaluationPlugin,
     SupervisedPlugin,
-    SupervisedTemplate,
-    benchmark_from_datasets,
     stock_plugin,
-    with_classes_timeline,
-    with_task_labels,
 )
 from forgetlab.batch import Batch
-from forgetlab.data import TensorLoader, TensorTask
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
-from forgetlab.scenario import Samples
-from forgetlab.seeding import generator, reseed
+from helpers import training
+from helpers.streams import opposed, under_one_label
+from helpers.training import SEED, Stock, Weights, difference, weights
 
-SEED, LR, EPOCHS, FEATURES = 3, 0.1, 2, 16
-SIZE = 40  # of a task
+FEATURES = 16
+
+
 TOLERANCE = 1e-6  # in a weight, after all tasks
-
-Weights = dict[str, Tensor]
 
 
 def benchmark(tasks: int = 3) -> CLScenario:
-    """Tasks of two classes each that pull at shared features; all carry one task label, as one head wants."""
-    draw, found = generator("parity"), []
-    for task in range(tasks):
-        y = 2 * task + torch.arange(SIZE) % 2
-        x = torch.randn(SIZE, 6, generator=draw) + 1.5 * torch.eye(6)[y % 6] * (-1) ** task
-        found.append(TensorTask.of(Samples(x, y), task=0))
-    return with_classes_timeline(with_task_labels(benchmark_from_datasets(train=found)))
+    """40 samples a task; all carry one task label, as one head wants."""
+    return under_one_label(opposed("parity", 40, tasks))
 
 
 class Net(nn.Module):
@@ -74,51 +62,14 @@ class Noting(Net):
         return self.head(self.features)
 
 
-class Stock(SupervisedTemplate):
-    """Avalanche's own template, fed with the batches of our loop."""
-
-    def make_train_dataloader(self, **kwargs: Any) -> None:
-        columns, task = self.adapted_dataset.columns(), self.clock.train_exp_counter
-        self.dataloader = TensorLoader(columns, self.train_mb_size, lambda e: generator("order", SEED, task, e))
-
-    def check_model_and_optimizer(self, **kwargs: Any) -> None:
-        reseed("task", SEED, self.clock.train_exp_counter)
-        super().check_model_and_optimizer(**kwargs)
-
-
 def in_avalanche(plugin: SupervisedPlugin, batch_size: int, tasks: int = 3, model: nn.Module | None = None) -> Weights:
-    model = model or Net()
-    training = Stock(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), lr=LR),
-        criterion=nn.CrossEntropyLoss(),
-        train_mb_size=batch_size,
-        train_epochs=EPOCHS,
-        plugins=[plugin],
-        evaluator=EvaluationPlugin(loggers=[BaseLogger()]),
-    )
-    return trained(training, tasks)
+    how: Any = {"batch_size": batch_size, "criterion": nn.CrossEntropyLoss()}
+    return weights(training.in_avalanche(model or Net(), benchmark(tasks), plugin, **how))
 
 
 def in_our_loop(plugin: SupervisedPlugin | None, batch_size: int, tasks: int = 3) -> Weights:
-    training = Loop(
-        model=Net(),
-        train=Train(optimizer="sgd", lr=LR, batch_size=batch_size),
-        budget=Budget(epochs=EPOCHS),
-        plugins=[plugin] if plugin else [],
-        seed=SEED,
-    )
-    return trained(training, tasks)
-
-
-def trained(training: Any, tasks: int) -> Weights:
-    for experience in benchmark(tasks).streams["train"]:
-        training.train(experience, [])
-    return {name: p.detach().clone() for name, p in training.model.named_parameters()}
-
-
-def difference(ours: Weights, theirs: Weights) -> float:
-    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+    found = [plugin] if plugin else []
+    return weights(training.learned(Net(), benchmark(tasks), *found, batch_size=batch_size, seed=SEED))
 
 
 def stock(spec: dict[str, Any]) -> Any:
@@ -216,12 +167,12 @@ def test_avalanches_lfl_trains_in_evaluation_mode_from_the_second_task_on(lfl: A
 
         strategy = Stock(
             model=(model := Net()),
-            optimizer=torch.optim.SGD(model.parameters(), lr=LR),
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
             train_mb_size=8,
             plugins=[plugin, Look()],
             evaluator=EvaluationPlugin(loggers=[BaseLogger()]),
         )
-        trained(strategy, 2)
+        training.learn(strategy, benchmark(2))
         n = len(modes) // 2
         assert modes == [True] * n + [expected] * n
 

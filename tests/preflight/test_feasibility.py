@@ -9,6 +9,7 @@ import torch
 
 from forgetlab import config, plugins
 from forgetlab.yaml_file import FileErrors
+from helpers.runs import told
 
 BEGIN = "name: x\nscenario: split_digits\nmodel: {name: mlp, hidden: [8]}\n"
 LORA = "strategies:\n  - isolation: {name: lora, sites: [attn.q, mlp.in]}\n"
@@ -92,18 +93,6 @@ def plugin_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(plugins, "_files", {})
     (tmp_path / "mine.py").write_text(PLUGIN, encoding="utf-8")
     return "plugins: [./mine.py]\n"
-
-
-def told(folder: Path, text: str) -> list[tuple[str, str]]:
-    """For each problem the text that stands where it is found, up to the line's end, and the message."""
-    path = folder / "file.yaml"
-    path.write_text(text, encoding="utf-8")
-    try:
-        config.load(path)
-    except FileErrors as error:
-        lines = text.splitlines()
-        return [(lines[p.line - 1][p.column - 1 :], p.message) for p in error.problems]
-    return []
 
 
 def test_more_tasks_than_classes(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from forgetlab.plugins import Plugin
 from forgetlab.regularization import Regularizer
 from forgetlab.replay import MASK, Memory, Rehearsal
 from forgetlab.scenario import Samples, Scenario, Task
+from helpers.planted import planted
+
+pytestmark = pytest.mark.usefixtures("plugins_as_before")
 
 EVERYTHING = [
     pytest.param(plugins.find(kind, name), check, id=f"{kind}-{name}-{check.__name__}")
@@ -418,18 +421,3 @@ def test_samples_that_carry_what_is_not_told_are_found(monkeypatch: pytest.Monke
     monkeypatch.setattr(scenario_checks, "to_benchmark", lambda scenario: to_benchmark(scenario, told=True))
     with pytest.raises(AssertionError, match="the test samples of task 0 carry"):
         scenario_checks.tells_what_it_promises(lambda seed: replace(small_stream(seed), task_known_at_test=False))
-
-
-def planted(kind: str, factory: type) -> Plugin:
-    """A plug-in that is known for the length of one check."""
-    name = f"planted-{factory.__name__}"
-    plugins.discover()
-    plugin = plugins._plugins[kind, name] = Plugin(kind, name, factory)
-    return plugin
-
-
-@pytest.fixture(autouse=True)
-def _forget_planted_plugins() -> Any:
-    yield
-    for key in [key for key in plugins._plugins if key[1].startswith("planted-")]:
-        del plugins._plugins[key]

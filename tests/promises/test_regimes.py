@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import checks, plugins
+from forgetlab import checks
 from forgetlab.checks import common, regime
 from forgetlab.fisher import trainable
 from forgetlab.options import OptionError
-from forgetlab.plugins import Plugin
 from forgetlab.regularization import Batch, Regime
+from helpers.planted import planted
+
+pytestmark = pytest.mark.usefixtures("plugins_as_before")
 
 
 class Pulls(Regime):
@@ -111,7 +113,7 @@ class TakesACallbacksName(Pulls):
 
 @pytest.mark.parametrize("check", checks.CHECKS["regime"])
 def test_a_good_regime_passes(check: checks.Check) -> None:
-    check(planted(Pulls))
+    check(planted("regime", Pulls))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_a_good_regime_passes(check: checks.Check) -> None:
 )
 def test_a_broken_regime_is_found(broken: type, check: checks.Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
-        check(planted(broken))
+        check(planted("regime", broken))
 
 
 def test_a_rate_of_one_half_is_half_the_rate() -> None:
@@ -155,18 +157,3 @@ def test_a_rate_of_one_half_is_half_the_rate() -> None:
     regime.trained(regime.network(), Halves(), notes)
     assert notes.rates == {name: 0.05 if name.startswith("head.") else 0.1 for name in notes.rates}
     assert len(notes.rates) == 6
-
-
-def planted(factory: type) -> Plugin:
-    """A plug-in that is known for the length of one check."""
-    name = f"planted-{factory.__name__}"
-    plugins.discover()
-    plugin = plugins._plugins["regime", name] = Plugin("regime", name, factory)
-    return plugin
-
-
-@pytest.fixture(autouse=True)
-def _forget_planted_plugins() -> Iterator[None]:
-    yield
-    for key in [key for key in plugins._plugins if key[1].startswith("planted-")]:
-        del plugins._plugins[key]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from forgetlab import engine
-from forgetlab.config import load
 from forgetlab.store import Result
+from helpers import runs
+from helpers.runs import final
 
 FILE = """
 name: methods
@@ -32,13 +32,7 @@ MEMORIES = ["reservoir", "ring", "class_balanced"]
 
 def results(folder: Path, entry: str, setting: str, protocol: str = "head: growing", train: str = ADAM) -> list[Result]:
     """Of naive fine-tuning, and of the entry."""
-    path = folder / "file.yaml"
-    path.write_text(FILE.format(entry=entry, setting=setting, protocol=protocol, train=train), encoding="utf-8")
-    return [engine.run(run) for run in load(path).runs()]
-
-
-def final(result: Result) -> float:
-    return float(result.metrics["average_accuracy"] or 0)
+    return runs.results(folder, FILE.format(entry=entry, setting=setting, protocol=protocol, train=train))
 
 
 @pytest.mark.parametrize("head", ["growing", "per-task"])

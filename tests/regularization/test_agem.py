@@ -9,29 +9,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.avalanche_api import (
     CLScenario,
     SupervisedPlugin,
-    benchmark_from_datasets,
     stock_plugin,
-    with_classes_timeline,
-    with_task_labels,
 )
 from forgetlab.batch import Batch
-from forgetlab.config import load
-from forgetlab.data import TensorTask, to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
+from forgetlab.data import to_benchmark
 from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
 from forgetlab.regularization import logits
 from forgetlab.replay import Memory
-from forgetlab.scenario import Samples, Scenario, Task
 from forgetlab.seeding import generator, reseed
+from helpers.networks import bare
+from helpers.runs import final, results
+from helpers.streams import in_pairs, opposed, under_one_label
+from helpers.training import EachStep, Weights, farthest, learned
 
 SIZE, TASKS, TOLERANCE = 60, 3, 1e-6
-Weights = list[dict[str, Tensor]]  # after each step
+PARTS = opposed("agem", SIZE, TASKS)
 
 
 def agem(**changes: Any) -> Any:
@@ -40,37 +37,12 @@ def agem(**changes: Any) -> Any:
     return type("Changed", (kind,), changes)() if changes else kind()  # type: ignore[arg-type]
 
 
-def samples(task: int) -> Samples:
-    """Two classes that pull at features which the other tasks use the other way round."""
-    draw = generator("agem", task)
-    y = 2 * task + torch.arange(SIZE) % 2
-    return Samples(torch.randn(SIZE, 6, generator=draw) + 1.5 * torch.eye(6)[y % 6] * (-1) ** task, y)
-
-
-def one_label() -> CLScenario:
-    """As Avalanche's class-incremental benchmarks are: every task carries the label 0."""
-    found = [TensorTask.of(samples(task), task=0) for task in range(TASKS)]
-    return with_classes_timeline(with_task_labels(benchmark_from_datasets(train=found)))
-
-
-class Watch(SupervisedPlugin):
-    """Notes the weights after each step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: Weights = []
-
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        self.weights.append({name: p.detach().clone() for name, p in strategy.model.named_parameters()})
-
-
-def trained(*found: Any, model: nn.Module | None = None, stream: CLScenario | None = None, **options: Any) -> Weights:
-    torch.manual_seed(0)
-    watch, own = Watch(), nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6))
-    train = Train(**{"optimizer": "sgd", "lr": 0.1, "batch_size": 8, **options})
-    loop = Loop(model=model or own, train=train, budget=Budget(epochs=2), plugins=[*found, watch])
-    for experience in (stream or one_label()).streams["train"]:
-        loop.train(experience, [])
+def trained(
+    *found: Any, model: nn.Module | None = None, stream: CLScenario | None = None, **train: Any
+) -> list[Weights]:
+    """The weights after each step."""
+    watch = EachStep()
+    learned(model or bare(), stream or under_one_label(PARTS), *found, watch, **train)
     return watch.weights
 
 
@@ -79,11 +51,6 @@ def beside(projection: Any, capacity: int = SIZE * TASKS, ratio: float = 1e3, na
     memory: Memory = plugins.build("memory", name, {"capacity": capacity, "ratio": ratio})
     memory.joins, projection.memory = False, memory
     return [memory, projection]
-
-
-def farthest(ours: Weights, theirs: Weights) -> float:
-    assert len(ours) == len(theirs) > 0
-    return max(float((a[name] - b[name]).abs().max()) for a, b in zip(ours, theirs, strict=True) for name in a)
 
 
 def test_the_formula_by_hand() -> None:
@@ -155,17 +122,13 @@ def test_another_formula_is_not_avalanches(share: Any, where: Any, request: pyte
     assert apart < TOLERANCE if "right" in request.node.name else apart > 1e-3
 
 
-def stream() -> CLScenario:
-    tasks = [Task(f"task {t}", samples(t), samples(t), (2 * t, 2 * t + 1)) for t in range(TASKS)]
-    return to_benchmark(Scenario(tuple(tasks), tuple("abcdef"), task_known_at_test=True), told=True)
-
-
-def with_heads(plugin: Any, head: Any, **options: Any) -> dict[str, Tensor]:
+def with_heads(plugin: Any, head: Any, **options: Any) -> Weights:
     """The last weights; those of heads of their own stand as rows of one."""
     reseed("agem")
     model = SharedNetwork(MLP((6,), (16,)), head=head, task_known=True)
     found = plugin if isinstance(plugin, list) else [plugin]
-    last = trained(*found, model=model, stream=stream(), **options)[-1]
+    stream = to_benchmark(in_pairs(PARTS, told=True), told=True)
+    last = trained(*found, model=model, stream=stream, **options)[-1]
     own = {name: t for name, t in last.items() if not name.startswith("head.")}
     for part in ("weight", "bias"):
         rows = [t for name, t in last.items() if name.startswith("head.") and name.endswith(part)]
@@ -244,13 +207,11 @@ seeds: [0, 1, 2]
 
 
 def test_it_forgets_less_than_naive_training(tmp_path: Path) -> None:
-    (tmp_path / "file.yaml").write_text(FILE, encoding="utf-8")
-    runs = load(tmp_path / "file.yaml").runs()
-    final: dict[str, list[float]] = {}
-    for result in map(engine.run, runs):
-        final.setdefault(result.strategy, []).append(result.metrics["average_accuracy"] or 0)
-        if result.strategy != "naive":
-            assert result.counts["total"]["memory_bytes"] == 100 * (64 * 4 + 8 + 8 + 8 + 8)  # experience and key beside
-            assert result.counts["total"]["samples_replayed"] > 0
-    print(final)
-    assert all(ours > naive for ours, naive in zip(final["class_balanced+agem"], final["naive"], strict=True))
+    found = results(tmp_path, FILE)
+    naive, ours = found[:3], found[3:]
+    for result in ours:
+        assert result.counts["total"]["memory_bytes"] == 100 * (64 * 4 + 8 + 8 + 8 + 8)  # experience and key beside
+        assert result.counts["total"]["samples_replayed"] > 0
+    gained = [final(b) - final(a) for a, b in zip(naive, ours, strict=True)]
+    print(gained)
+    assert min(gained) > 0

@@ -8,29 +8,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.avalanche_api import (
-    CLScenario,
-    SupervisedPlugin,
-    benchmark_from_datasets,
     stock_plugin,
-    with_classes_timeline,
-    with_task_labels,
 )
 from forgetlab.batch import Batch
-from forgetlab.config import load
-from forgetlab.data import TensorTask
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
 from forgetlab.replay import Memory
-from forgetlab.scenario import Samples
 from forgetlab.seeding import generator
+from helpers.memories import fill
+from helpers.networks import bare
+from helpers.runs import finals
+from helpers.streams import opposed, under_one_label
+from helpers.training import EachStep, Weights, farthest, learned
 
 SIZE, TASKS, TOLERANCE = 60, 4, 1e-5
 RIDGE = 1e-3  # Avalanche's
-Weights = list[dict[str, Tensor]]  # after each step
 
 
 def gem(margin: float = 0.5, ridge: float = 0.0) -> Any:
@@ -112,34 +106,10 @@ def test_avalanches_ridge_breaks_the_bounds_where_gradients_are_small() -> None:
         torch.testing.assert_close(ours / scale, projected(g, references, margin=0.0), rtol=0, atol=1e-5)
 
 
-def one_label() -> CLScenario:
-    """As Avalanche's class-incremental benchmarks are: every task carries the label 0."""
-    found = []
-    for task in range(TASKS):
-        y = 2 * task + torch.arange(SIZE) % 2
-        x = torch.randn(SIZE, 6, generator=generator("gem", "stream", task)) + 1.5 * torch.eye(6)[y % 6] * (-1) ** task
-        found.append(TensorTask.of(Samples(x, y), task=0))
-    return with_classes_timeline(with_task_labels(benchmark_from_datasets(train=found)))
-
-
-class Watch(SupervisedPlugin):
-    """Notes the weights after each step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: Weights = []
-
-    def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        self.weights.append({name: p.detach().clone() for name, p in strategy.model.named_parameters()})
-
-
-def trained(*found: Any) -> Weights:
-    torch.manual_seed(0)
-    watch, model = Watch(), nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2 * TASKS))
-    train = Train(optimizer="sgd", lr=0.05, batch_size=8)
-    loop = Loop(model=model, train=train, budget=Budget(epochs=2), plugins=[*found, watch])
-    for experience in one_label().streams["train"]:
-        loop.train(experience, [])
+def trained(*found: Any) -> list[Weights]:
+    """The weights after each step."""
+    watch = EachStep()
+    learned(bare(2 * TASKS), under_one_label(opposed("gem", SIZE, TASKS)), *found, watch, lr=0.05)
     return watch.weights
 
 
@@ -149,18 +119,13 @@ def beside(projection: Any, capacity: int = SIZE * TASKS) -> list[Any]:
     return [memory, projection]
 
 
-def farthest(ours: Weights, theirs: Weights) -> float:
-    assert len(ours) == len(theirs) > 0
-    return max(float((a[name] - b[name]).abs().max()) for a, b in zip(ours, theirs, strict=True) for name in a)
-
-
 @pytest.fixture(scope="module")
-def avalanches() -> Weights:
+def avalanches() -> list[Weights]:
     spec = {"plugin": "GEMPlugin", "patterns_per_experience": SIZE, "memory_strength": 0.5}
     return trained(stock_plugin(spec))
 
 
-def test_every_step_is_avalanches(avalanches: Weights) -> None:
+def test_every_step_is_avalanches(avalanches: list[Weights]) -> None:
     """With all samples of a task in the memory, so that both look at the same."""
     ours = trained(*beside(gem(ridge=RIDGE)))
     print(f"{len(ours)} steps, at most {farthest(ours, avalanches):.1e} apart")
@@ -178,7 +143,7 @@ def test_every_step_is_avalanches(avalanches: Weights) -> None:
     ],
     ids=["margin off by 2", "no margin", "one task after the other", "the first task left out"],
 )
-def test_another_program_is_not_avalanches(broken: Any, avalanches: Weights) -> None:
+def test_another_program_is_not_avalanches(broken: Any, avalanches: list[Weights]) -> None:
     """Deliberate breaks."""
     assert farthest(trained(*beside(broken)), avalanches) > 1e-3
 
@@ -208,14 +173,6 @@ def test_a_reference_for_each_task_that_ended(monkeypatch: pytest.MonkeyPatch) -
         assert all(found == expected for found in seen[(task - 1) * steps : task * steps])
     assert Counter(memory.slots.tensors["experience"].tolist()) == dict.fromkeys(range(TASKS), 24 // TASKS)
     assert set(memory.slots.tensors["task"].tolist()) == {0}
-
-
-def fill(tasks: list[int], batch_size: int, capacity: int = 12) -> list[int]:
-    """The numbers of the samples that are kept; sample i of the stream holds the number i."""
-    kept, task = plugins.build("memory", "task_ring", {"capacity": capacity}), torch.tensor(tasks)
-    for rows in torch.arange(len(task)).split(batch_size):
-        kept.store(Batch(rows.float()[:, None], rows % 3, task[rows]), torch.zeros(len(rows), 1), generator("ring"))
-    return sorted(int(x) for x in kept.slots.read(torch.arange(len(kept.slots))).x[:, 0])
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
@@ -250,9 +207,6 @@ seeds: [0, 1, 2]
 
 
 def test_it_forgets_less_than_naive_training(tmp_path: Path) -> None:
-    (tmp_path / "file.yaml").write_text(FILE, encoding="utf-8")
-    final: dict[str, list[float]] = {}
-    for result in map(engine.run, load(tmp_path / "file.yaml").runs()):
-        final.setdefault(result.strategy, []).append(result.metrics["average_accuracy"] or 0)
+    final = finals(tmp_path, FILE)
     print(final)
     assert all(ours > naive for ours, naive in zip(final["task_ring+gem"], final["naive"], strict=True))

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.backbones.cnn import CNN
 from forgetlab.backbones.transformer import Transformer
 from forgetlab.batch import Batch
-from forgetlab.config import load
 from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
 from forgetlab.models import MLP, ViT
 from forgetlab.network import SharedNetwork
 from forgetlab.regularization import chosen, entering, logits
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.scenario import Samples
 from forgetlab.seeding import generator, reseed
+from helpers.runs import finals
+from helpers.streams import in_pairs
+from helpers.training import learned
 
 SIZE = 24  # of a task
 KIND = plugins.find("projection", "gpm").factory
@@ -34,15 +34,14 @@ def gpm(threshold: float = 1.0, increase: float = 0.0, samples: int = SIZE, kind
     return kind(threshold=threshold, increase=increase, samples=samples)
 
 
-def task(number: int, shape: tuple[int, ...] = (40,)) -> Task:
-    y = 2 * number + torch.arange(SIZE) % 2
-    x = torch.randn(SIZE, *shape, generator=generator("gpm", number)) + y.view(-1, *[1] * len(shape))
-    return Task(f"task {number}", Samples(x, y), Samples(x, y), (2 * number, 2 * number + 1))
+def samples(task: int, shape: tuple[int, ...] = (40,)) -> Samples:
+    y = 2 * task + torch.arange(SIZE) % 2
+    return Samples(torch.randn(SIZE, *shape, generator=generator("gpm", task)) + y.view(-1, *[1] * len(shape)), y)
 
 
-def batch(number: int = 0, shape: tuple[int, ...] = (40,)) -> Batch:
-    samples = task(number, shape).train
-    return Batch(samples.x, samples.y, torch.full_like(samples.y, number))
+def batch(task: int = 0, shape: tuple[int, ...] = (40,)) -> Batch:
+    x, y = samples(task, shape)
+    return Batch(x, y, torch.full_like(y, task))
 
 
 def network(backbone: str = "mlp", **options: Any) -> SharedNetwork:
@@ -81,12 +80,8 @@ class Watch(SupervisedPlugin):
 
 
 def trained(model: SharedNetwork, *found: Any, shape: tuple[int, ...] = (40,), **options: Any) -> Watch:
-    stream = Scenario((task(0, shape), task(1, shape)), tuple("abcd"), task_known_at_test=True)
-    train = Train(**{"optimizer": "sgd", "lr": 0.15, "batch_size": 8, **options})
-    watch = Watch(shape)
-    loop = Loop(model=model, train=train, budget=Budget(epochs=3), plugins=[*found, watch])
-    for experience in to_benchmark(stream, told=True).streams["train"]:
-        loop.train(experience, [])
+    watch, stream = Watch(shape), in_pairs([samples(task, shape) for task in range(2)], told=True)
+    learned(model, to_benchmark(stream, told=True), *found, watch, epochs=3, **{"lr": 0.15, **options})
     return watch
 
 
@@ -302,9 +297,6 @@ seeds: [0, 1, 2]
 
 
 def test_it_forgets_less_than_naive_training(tmp_path: Path) -> None:
-    (tmp_path / "file.yaml").write_text(FILE, encoding="utf-8")
-    final: dict[str, list[float]] = {}
-    for result in map(engine.run, load(tmp_path / "file.yaml").runs()):
-        final.setdefault(result.strategy, []).append(result.metrics["average_accuracy"] or 0)
+    final = finals(tmp_path, FILE)
     print(final)
     assert all(ours > naive for ours, naive in zip(final["gpm"], final["naive"], strict=True))

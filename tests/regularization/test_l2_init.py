@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from statistics import mean
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.checks.regime import network, trained
 from forgetlab.checks.regularizer import moved
-from forgetlab.description import Budget, Protocol, Run, Strategy, Train
+from forgetlab.description import Strategy
 from forgetlab.network import SharedNetwork
 from forgetlab.regularization import Batch, Regularizer
+from helpers.runs import learned_late
 
 NOTHING = Batch(torch.zeros(1), torch.zeros(1), torch.zeros(1))
 STRENGTH, RATE = 0.05, 0.1
@@ -131,28 +131,9 @@ def test_one_copy_of_the_weights_is_kept_however_many_tasks_there_are() -> None:
     assert sizes == [sum(p.numel() for p in model.parameters())] * 2
 
 
-def learned(strategy: Strategy, seed: int) -> float:
-    """The accuracy on each of the last five of 20 permutations of digits, just learned."""
-    stream = {"name": "stream", "data": {"name": "digits"}, "setting": "domain-incremental", "by": "transform"}
-    run = Run(
-        scenario={**stream, "transform": {"name": "permutation"}, "n_tasks": 20},
-        model={"name": "mlp", "hidden": [64]},
-        pretrain=None,
-        protocol=Protocol(budget=Budget(epochs=1)),
-        train=Train(lr=1e-2, batch_size=32),
-        strategy=strategy,
-        seed=seed,
-        device="cpu",
-        threads=1,
-        plugins=(),
-    )
-    accuracy = engine.run(run).accuracy
-    return mean(accuracy[task][task] or 0.0 for task in range(15, 20))
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_the_twentieth_permutation_is_learned_as_well_as_the_first(seed: int) -> None:
     """Naive training with Adam has lost some of its plasticity by then, as the paper says."""
     naive = Strategy(name="naive", reference={"name": "naive"})
     ours = Strategy(name="l2_init", regularization=({"name": "l2_init"},))
-    assert learned(ours, seed) > learned(naive, seed) + 0.05
+    assert learned_late(ours, seed) > learned_late(naive, seed) + 0.05

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.batch import Batch
-from forgetlab.config import load
 from forgetlab.data import batches, to_benchmark
 from forgetlab.description import Budget, Train
 from forgetlab.learners import byte_count
@@ -22,8 +21,10 @@ from forgetlab.loop import Loop
 from forgetlab.models import MLP, ViT
 from forgetlab.network import SharedNetwork
 from forgetlab.regularization import chosen, logits, true_logit_gradients
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.scenario import Samples
 from forgetlab.seeding import generator, reseed
+from helpers.runs import finals
+from helpers.streams import in_pairs
 
 SIZE = 24  # of a task
 KIND = plugins.find("projection", "ogd").factory
@@ -33,15 +34,14 @@ def ogd(samples: int = SIZE) -> Any:
     return plugins.build("projection", "ogd", {"samples": samples})
 
 
-def task(number: int, width: int = 6) -> Task:
-    y = 2 * number + torch.arange(SIZE) % 2
-    x = torch.randn(SIZE, width, generator=generator("ogd", number)) + torch.eye(8)[y % 6, :width]
-    return Task(f"task {number}", Samples(x, y), Samples(x, y), (2 * number, 2 * number + 1))
+def part(task: int, width: int = 6) -> Samples:
+    y = 2 * task + torch.arange(SIZE) % 2
+    return Samples(torch.randn(SIZE, width, generator=generator("ogd", task)) + torch.eye(8)[y % 6, :width], y)
 
 
-def batch(number: int = 0, width: int = 6) -> Batch:
-    samples = task(number, width).train
-    return Batch(samples.x, samples.y, torch.full_like(samples.y, number))
+def batch(task: int = 0, width: int = 6) -> Batch:
+    x, y = part(task, width)
+    return Batch(x, y, torch.full_like(y, task))
 
 
 def network(hidden: tuple[int, ...] = (40,), width: int = 6, **options: Any) -> SharedNetwork:
@@ -59,9 +59,7 @@ class Plain(nn.Identity):
 
 def trained(model: SharedNetwork, *found: Any, tasks: int = 2, width: int = 6, **options: Any) -> list[Tensor]:
     """The first task's true logits after each task."""
-    stream = Scenario(
-        tuple(task(t, width) for t in range(tasks)), tuple("abcdef"[: 2 * tasks]), task_known_at_test=True
-    )
+    stream = in_pairs([part(task, width) for task in range(tasks)], told=True)
     train = Train(**{"optimizer": "sgd", "lr": 0.05, "batch_size": 8, **options})
     loop, answers = Loop(model=model, train=train, budget=Budget(epochs=3), plugins=[*found]), []
     for experience in to_benchmark(stream, told=True).streams["train"]:
@@ -228,9 +226,9 @@ def test_it_grows_by_its_samples_with_each_task_and_says_so() -> None:
     parameters = sum(p.numel() for p in model.parameters())
     sizes = []
     for number in range(3):
-        trained_on = to_benchmark(Scenario((task(number),), tuple("abcdef"), task_known_at_test=False)).streams["train"]
+        trained_on = to_benchmark(in_pairs([part(task) for task in range(3)])).streams["train"]
         model.open(number, [2 * number, 2 * number + 1])
-        method.consolidate(model.eval(), batches(trained_on[0].dataset, 8, "cpu"))
+        method.consolidate(model.eval(), batches(trained_on[number].dataset, 8, "cpu"))
         method.tasks += 1
         sizes.append(byte_count(method.state()[0]))
     assert sizes == [7 * n * parameters * 4 for n in (1, 2, 3)]
@@ -286,9 +284,6 @@ seeds: [0, 1, 2]
 
 
 def test_it_forgets_less_than_naive_training(tmp_path: Path) -> None:
-    (tmp_path / "file.yaml").write_text(FILE, encoding="utf-8")
-    final: dict[str, list[float]] = {}
-    for result in map(engine.run, load(tmp_path / "file.yaml").runs()):
-        final.setdefault(result.strategy, []).append(result.metrics["average_accuracy"] or 0)
+    final = finals(tmp_path, FILE)
     print(final)
     assert all(ours > naive for ours, naive in zip(final["ogd"], final["naive"], strict=True))

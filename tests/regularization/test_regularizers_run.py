@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.batch import Batch
 from forgetlab.checks.regularizer import trained
-from forgetlab.config import load
 from forgetlab.network import SharedNetwork
 from forgetlab.regularization import logits
 from forgetlab.store import Result
+from helpers import runs
 
 FILE = """
 name: penalties
@@ -49,9 +49,7 @@ ENTRIES = {
 def results(folder: Path, entries: list[str], **options: Any) -> list[Result]:
     given = {"scenario": DIGITS.format("class-incremental"), "model": MLP, "protocol": "head: growing"}
     text = {**given, "references": "[]", "seeds": [0], "budget": "epochs: 1", **options, "entries": ", ".join(entries)}
-    path = folder / "file.yaml"
-    path.write_text(FILE.format(**text), encoding="utf-8")
-    return [engine.run(run) for run in load(path).runs()]
+    return runs.results(folder, FILE.format(**text))
 
 
 def entry(name: str, more: str = "") -> str:

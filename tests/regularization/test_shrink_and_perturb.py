@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from statistics import mean
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.checks.regime import network
-from forgetlab.description import Budget, Protocol, Run, Strategy, Train
+from forgetlab.description import Strategy
 from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
 from forgetlab.regularization import Regime
 from forgetlab.seeding import generator
+from helpers.runs import learned_late
 
 Weights = dict[str, Tensor]
 
@@ -152,27 +152,8 @@ def test_two_numbers_of_each_tensor_are_kept() -> None:
     assert sum(t.numel() for t in method.state()[0].values()) == 2 * len(list(model.parameters()))
 
 
-def learned(strategy: Strategy, seed: int) -> float:
-    """The accuracy on each of the last five of 20 permutations of digits, just learned."""
-    stream = {"name": "stream", "data": {"name": "digits"}, "setting": "domain-incremental", "by": "transform"}
-    run = Run(
-        scenario={**stream, "transform": {"name": "permutation"}, "n_tasks": 20},
-        model={"name": "mlp", "hidden": [64]},
-        pretrain=None,
-        protocol=Protocol(budget=Budget(epochs=1)),
-        train=Train(lr=1e-2, batch_size=32),
-        strategy=strategy,
-        seed=seed,
-        device="cpu",
-        threads=1,
-        plugins=(),
-    )
-    accuracy = engine.run(run).accuracy
-    return mean(accuracy[task][task] or 0.0 for task in range(15, 20))
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_the_twentieth_permutation_is_learned_better_than_by_naive_training(seed: int) -> None:
     naive = Strategy(name="naive", reference={"name": "naive"})
     ours = Strategy(name="ours", regularization=({"name": "shrink_and_perturb"},))
-    assert learned(ours, seed) > learned(naive, seed) + 0.02
+    assert learned_late(ours, seed) > learned_late(naive, seed) + 0.02

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.avalanche_api import BaseLogger, EvaluationPlugin, SupervisedPlugin
 from forgetlab.checks.backbones import FAMILIES, samples, tiny
 from forgetlab.checks.regime import network, stream, trained
-from forgetlab.config import load
 from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
 from forgetlab.options import OptionError
 from forgetlab.seeding import drawn_from
+from helpers.runs import finals
 
 Weights = dict[str, Tensor]
 
@@ -196,8 +196,6 @@ seeds: [0, 1, 2]
 
 
 def test_old_rotations_are_forgotten_less_than_by_naive_training(tmp_path: Path) -> None:
-    (tmp_path / "file.yaml").write_text(FILE, encoding="utf-8")
-    results = [engine.run(run) for run in load(tmp_path / "file.yaml").runs()]
-    final = [result.metrics["average_accuracy"] or 0.0 for result in results]
-    gained = [ours - naive for naive, ours in zip(final[:3], final[3:], strict=True)]
+    accuracies = finals(tmp_path, FILE)
+    gained = [ours - naive for naive, ours in zip(*accuracies.values(), strict=True)]
     assert min(gained) > 0.02, gained

@@ -8,21 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.adapted import Adapted
 from forgetlab.batch import Batch
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.config import load
 from forgetlab.fisher import fisher, per_sample
 from forgetlab.network import SharedNetwork
 from forgetlab.options import OptionError
 from forgetlab.regularization import Regularizer
 from forgetlab.seeding import generator
 from forgetlab.yaml_file import FileErrors
+from helpers.modules import moved
+from helpers.runs import finals, loaded
 
 TOLERANCE = 1e-5
 FAMILIES = ["vit", "bert", "gpt2", "hf_vit", "timm"]  # gpt2 and timm hold q, k and v in one layer, gpt2 turned
@@ -38,13 +39,6 @@ def network(family: str, module: str = "lora", **options: Any) -> SharedNetwork:
     model.open(0, [0, 1, 2])
     moved(model)
     return model.double().eval()
-
-
-def moved(model: nn.Module, size: float = 0.1, name: str = "moved") -> None:
-    draw = generator("tests", name)
-    with torch.no_grad():
-        for parameter in (p for p in model.parameters() if p.requires_grad):
-            parameter += size * torch.randn(parameter.shape, generator=draw, dtype=parameter.dtype)
 
 
 def data(model: Any, n: int = 5) -> list[Batch]:
@@ -239,16 +233,11 @@ seeds: {seeds}
 """
 
 
-def written(folder: Path, strategies: str, seeds: str = "[0]") -> Path:
-    (folder / "file.yaml").write_text(FILE.format(strategies=strategies, seeds=seeds), encoding="utf-8")
-    return folder / "file.yaml"
-
-
 @pytest.mark.parametrize("module", ["adapter", "prefix", "[lora, adapter]", "linear_probe"])
 def test_a_module_that_changes_no_weights_is_refused(tmp_path: Path, module: str) -> None:
-    file = written(tmp_path, f"[{{isolation: {module}, shared: true, regularization: weight_space_ewc}}]")
+    entries = f"[{{isolation: {module}, shared: true, regularization: weight_space_ewc}}]"
     with pytest.raises(FileErrors, match=r"what the module does is no change of weights.* use 'ewc'"):
-        load(file)
+        loaded(tmp_path, FILE.format(strategies=entries, seeds="[0]"))
     with pytest.raises(OptionError, match="no change of weights"):
         build("weight_space_ewc").check(network("vit", "adapter"))
 
@@ -257,12 +246,12 @@ def test_a_module_that_changes_no_weights_is_refused(tmp_path: Path, module: str
     "module", ["lora", "ia3", "bitfit", "selective", "gradual", "[lora, {name: ia3, sites: [attn.k]}]"]
 )
 def test_a_module_that_changes_weights_is_let_through(tmp_path: Path, module: str) -> None:
-    load(written(tmp_path, f"[{{isolation: {module}, shared: true, regularization: weight_space_ewc}}]"))
+    entries = f"[{{isolation: {module}, shared: true, regularization: weight_space_ewc}}]"
+    loaded(tmp_path, FILE.format(strategies=entries, seeds="[0]"))
 
 
 def test_old_tasks_are_forgotten_less_than_by_the_module_alone(tmp_path: Path) -> None:
     entries = "[{isolation: lora, shared: true}, {isolation: lora, shared: true, regularization: weight_space_ewc}]"
-    results = [engine.run(run) for run in load(written(tmp_path, entries, "[0, 1, 2]")).runs()]
-    final = [result.metrics["average_accuracy"] or 0.0 for result in results]
-    gained = [ours - alone for alone, ours in zip(final[:3], final[3:], strict=True)]
+    final = finals(tmp_path, FILE.format(strategies=entries, seeds="[0, 1, 2]"))
+    gained = [ours - alone for alone, ours in zip(*final.values(), strict=True)]
     assert min(gained) > 0.05, gained

@@ -16,27 +16,25 @@ from forgetlab.avalanche_api import (
     EvaluationPlugin,
     SupervisedPlugin,
     avalanche_forward,
-    benchmark_from_datasets,
     stock_class,
-    with_classes_timeline,
-    with_task_labels,
 )
 from forgetlab.batch import Batch
 from forgetlab.checks import rehearsal as checks
 from forgetlab.config import load
-from forgetlab.data import TensorLoader, TensorTask, to_benchmark
-from forgetlab.description import Budget, Train
+from forgetlab.data import to_benchmark
 from forgetlab.learners import byte_count
-from forgetlab.loop import Loop
-from forgetlab.models import MLP
-from forgetlab.network import MASK, SharedNetwork
+from forgetlab.network import MASK
 from forgetlab.plugins import Plugin
 from forgetlab.replay import Memory
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.scenario import Samples
 from forgetlab.seeding import generator
+from helpers.networks import bare, network
+from helpers.streams import in_pairs, opposed, under_one_label
+from helpers.training import SEED, Stock, difference, learned
 
 MODEL = nn.Identity()  # the loss needs no more than the output
 SIZE = 12  # of a task
+PARTS = opposed("der parity", 40)  # for Avalanche's beside ours
 
 
 def der(**options: float) -> Any:
@@ -77,12 +75,11 @@ def test_only_classes_that_were_there_are_compared(filled_up: bool) -> None:
     torch.testing.assert_close(der(alpha=1.0, beta=0.0).loss(MODEL, new, drawn, output), expected)
 
 
-def stream() -> Scenario:
-    draw, tasks = generator("der stream"), []
+def parts() -> list[Samples]:
+    draw, found = generator("der stream"), []
     for task in range(3):
-        samples = Samples(torch.randn(SIZE, 4, generator=draw), 2 * task + torch.arange(SIZE) % 2)
-        tasks.append(Task(f"task {task}", samples, samples, (2 * task, 2 * task + 1)))
-    return Scenario(tuple(tasks), tuple("abcdef"), task_known_at_test=False)
+        found.append(Samples(torch.randn(SIZE, 4, generator=draw), 2 * task + torch.arange(SIZE) % 2))
+    return found
 
 
 class Watch(SupervisedPlugin):
@@ -104,19 +101,12 @@ class Watch(SupervisedPlugin):
             self.losses.append((strategy.loss.detach(), by_hand.detach()))
 
 
-def trained(rehearsal: Any, **network: Any) -> tuple[Memory, Watch]:
+def trained(rehearsal: Any, **options: Any) -> tuple[Memory, Watch]:
     memory = plugins.build("memory", "ring", {"capacity": 3 * SIZE})  # has room for all
     memory.rehearsal = rehearsal
     watch = Watch(memory)
-    torch.manual_seed(0)
-    loop = Loop(
-        model=SharedNetwork(MLP((4,), (5,)), **network),
-        train=Train(batch_size=4, lr=0.05),
-        budget=Budget(epochs=2),
-        plugins=[memory, watch],
-    )
-    for experience in to_benchmark(stream(), told=network.get("task_known")).streams["train"]:
-        loop.train(experience, [])
+    stream = to_benchmark(in_pairs(parts()), told=options.get("task_known"))
+    learned(network(**options), stream, memory, watch, optimizer="adam", batch_size=4, lr=0.05)
     return memory, watch
 
 
@@ -176,27 +166,8 @@ def test_a_scenario_file_gives_it_to_a_memory(tmp_path: Path) -> None:
     assert entry.replay.rehearsal == {"name": "der++", "alpha": 0.7, "beta": 0.5}
 
 
-def parity_stream() -> Any:
-    """Tasks of two classes each under one task label, as Avalanche's one head wants."""
-    draw, found = generator("der parity"), []
-    for task in range(3):
-        y = 2 * task + torch.arange(40) % 2
-        x = torch.randn(40, 6, generator=draw) + 1.5 * torch.eye(6)[y]
-        found.append(TensorTask.of(Samples(x, y), task=0))
-    return with_classes_timeline(with_task_labels(benchmark_from_datasets(train=found)))
-
-
-def parity_network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6))
-
-
-class StockDER(stock_class("strategy", "DER")):  # type: ignore[misc]
+class StockDER(Stock, stock_class("strategy", "DER")):  # type: ignore[misc]
     """Avalanche's own, fed with the batches of our loop; notes what it draws."""
-
-    def make_train_dataloader(self, **kwargs: Any) -> None:
-        columns, task = self.adapted_dataset.columns(), self.clock.train_exp_counter
-        self.dataloader = TensorLoader(columns, self.train_mb_size, lambda e: generator("order", 0, task, e))
 
     def _before_forward(self, **kwargs: Any) -> None:
         super()._before_forward(**kwargs)
@@ -226,13 +197,13 @@ class Given(Memory):
 
 
 def avalanches(alpha: float, beta: float) -> Any:
-    model = parity_network()
+    model = bare()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     options = {"mem_size": 24, "alpha": alpha, "beta": beta, "train_mb_size": 8, "train_epochs": 2}
     silent = EvaluationPlugin(loggers=[BaseLogger()])
     stock: Any = StockDER(model=model, optimizer=optimizer, evaluator=silent, **options)
     stock.drawn, stock.at_end = [], []
-    for experience in parity_stream().streams["train"]:
+    for experience in under_one_label(PARTS).streams["train"]:
         stock.train(experience, [])
         kept = [stock.storage_policy.buffer[i] for i in range(len(stock.storage_policy.buffer))]
         x, logits = (torch.stack([torch.as_tensor(sample[i]) for sample in kept]) for i in (0, -1))
@@ -243,16 +214,9 @@ def avalanches(alpha: float, beta: float) -> Any:
 def ours(drawn: list[Batch], rehearsal: Any) -> nn.Module:
     memory = Given(drawn)
     memory.rehearsal = rehearsal
-    train = Train(optimizer="sgd", lr=0.1, batch_size=8)
-    loop = Loop(model=parity_network(), train=train, budget=Budget(epochs=2), plugins=[memory])
-    for experience in parity_stream().streams["train"]:
-        loop.train(experience, [])
+    model = learned(bare(), under_one_label(PARTS), memory, seed=SEED)
     assert next(memory.left, None) is None, "not as many draws as Avalanche made"
-    return loop.model
-
-
-def difference(one: nn.Module, other: nn.Module) -> float:
-    return max((a - b).abs().max().item() for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    return model
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])

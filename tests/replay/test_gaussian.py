@@ -11,19 +11,19 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import engine, gaussians, plugins
+from forgetlab import gaussians, plugins
 from forgetlab.batch import UNKNOWN, Batch
-from forgetlab.config import load
 from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
 from forgetlab.ledger import byte_count
-from forgetlab.loop import Loop
 from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
-from forgetlab.scenario import Samples, Scenario, Task, dataset
+from forgetlab.scenario import Samples, Scenario, dataset
 from forgetlab.seeding import generator
 from forgetlab.store import Result
 from forgetlab.yaml_file import FileErrors
+from helpers import runs
+from helpers.streams import in_pairs
+from helpers.training import learned
 
 D = 3
 
@@ -151,24 +151,20 @@ def test_it_takes_as_much_as_there_are_classes_and_no_more_with_tasks(
 
 def stream() -> Scenario:
     """Digits two by two; the head stands on the pixels."""
-    (x, y), (x_test, y_test) = dataset("digits").train, dataset("digits").test
-    tasks = []
-    for task in range(5):
-        train, test = y // 2 == task, y_test // 2 == task
-        samples = (Samples(x[train].float(), y[train]), Samples(x_test[test].float(), y_test[test]))
-        tasks.append(Task(f"task {task}", *samples, (2 * task, 2 * task + 1)))
-    return Scenario(tuple(tasks), tuple("0123456789"), task_known_at_test=False)
+    digits = dataset("digits")
+    parts = []
+    for x, y in (digits.train, digits.test):
+        parts.append([Samples(x[y // 2 == task].float(), y[y // 2 == task]) for task in range(5)])
+    return in_pairs(*parts)
 
 
 def final(memory: Any, seed: int) -> float:
     """The accuracy over all digits after the last task, of a head that is trained on frozen features."""
     model = SharedNetwork(Raw(64), seed=seed)
     found = [] if memory is None else [memory]
-    train = Train(lr=2e-2, batch_size=32)
-    loop = Loop(model=model, train=train, budget=Budget(epochs=5), plugins=found, seed=seed)
     scenario = stream()
-    for experience in to_benchmark(scenario).streams["train"]:
-        loop.train(experience, [])
+    how: Any = {"epochs": 5, "seed": seed, "optimizer": "adam", "lr": 2e-2, "batch_size": 32}
+    learned(model, to_benchmark(scenario), *found, **how)
     x, y = (torch.cat([getattr(task.test, part) for task in scenario.tasks]) for part in ("x", "y"))
     return (model.eval()(x, torch.zeros_like(y)).argmax(1) == y).float().mean().item()
 
@@ -202,14 +198,11 @@ def test_a_step_is_on_both_and_the_backbone_learns_from_the_new_samples_alone() 
             names = [name for name, _ in named]
             seen.append((dict(zip(names, found, strict=True)), dict(zip(names, by_hand, strict=True))))
 
-    tasks = []
+    parts = []
     for task in range(2):
         x = torch.cat([features(2 * task + i, 8) for i in range(2)])
-        samples = Samples(x, 2 * task + torch.arange(16) // 8)
-        tasks.append(Task(f"{task}", samples, samples, (2 * task, 2 * task + 1)))
-    loop = Loop(model=model, train=Train(batch_size=8), budget=Budget(epochs=1), plugins=[memory, Look()])
-    for experience in to_benchmark(Scenario(tuple(tasks), tuple("abcd"), task_known_at_test=False)).streams["train"]:
-        loop.train(experience, [])
+        parts.append(Samples(x, 2 * task + torch.arange(16) // 8))
+    learned(model, to_benchmark(in_pairs(parts)), memory, Look(), epochs=1, optimizer="adam", lr=1e-3)
     assert len(seen) == 2 and memory.replayed == 8
     for ours, by_hand in seen:
         for name, gradient in ours.items():
@@ -230,8 +223,7 @@ seeds: [0, 1, 2]
 
 
 def results(folder: Path, entry: str, text: str = FILE) -> list[Result]:
-    (folder / "file.yaml").write_text(text.replace("ENTRY", entry), encoding="utf-8")
-    return [engine.run(run, starts=folder / "starts") for run in load(folder / "file.yaml").runs()]
+    return runs.results(folder, text.replace("ENTRY", entry), starts=folder / "starts")
 
 
 @pytest.mark.parametrize("module", ["", "isolation: {name: lora, rank: 2}, shared: true, "])

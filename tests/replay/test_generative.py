@@ -13,21 +13,22 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from forgetlab import engine, plugins, vae
+from forgetlab import plugins, vae
 from forgetlab.batch import Batch
-from forgetlab.config import load
 from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
 from forgetlab.models import MLP
 from forgetlab.network import MASK, SharedNetwork
 from forgetlab.replay import Memory
-from forgetlab.scenario import Samples, Scenario, Task, dataset
+from forgetlab.scenario import Samples, Scenario, dataset
 from forgetlab.seeding import generator
 from forgetlab.store import Result
 from forgetlab.teacher import logits
 from forgetlab.vae import VAE
 from forgetlab.yaml_file import FileErrors
+from helpers import runs
+from helpers.runs import final
+from helpers.streams import in_pairs
+from helpers.training import learned
 
 SMALL = {"latent": 8, "width": 64, "steps": 250}
 
@@ -101,20 +102,16 @@ def test_old_images_and_new_ones_have_their_shares() -> None:
         torch.testing.assert_close(step, -vae.RATE * gradient / (gradient.abs() + 1e-8), atol=1e-6, rtol=1e-3)
 
 
-def stream(setting_told: bool = False) -> Scenario:
+def stream(told: bool = False) -> Scenario:
     """Digits 0 and 1, then 2 and 3, then 4 and 5."""
     x, y = dataset("digits").train
-    parts = [Samples(x[y // 2 == task].float(), y[y // 2 == task]) for task in range(3)]
-    tasks = [Task(f"task {task}", part, part, (2 * task, 2 * task + 1)) for task, part in enumerate(parts)]
-    return Scenario(tuple(tasks), tuple("abcdef"), task_known_at_test=setting_told)
+    return in_pairs([Samples(x[y // 2 == task].float(), y[y // 2 == task]) for task in range(3)], told=told)
 
 
 def trained(memory: Memory, told: bool = False, **network: Any) -> SharedNetwork:
     model = SharedNetwork(MLP((1, 8, 8), (32,)), task_known=told, **network)
-    loop = Loop(model=model, train=Train(batch_size=32, lr=5e-3), budget=Budget(epochs=6), plugins=[memory])
-    for experience in to_benchmark(stream(told)).streams["train"]:
-        loop.train(experience, [])
-    return model
+    how: Any = {"epochs": 6, "optimizer": "adam", "batch_size": 32, "lr": 5e-3}
+    return learned(model, to_benchmark(stream(told)), memory, **how)
 
 
 def shares(memory: Any, model: nn.Module, n: int = 600) -> Tensor:
@@ -191,19 +188,15 @@ def results(
 ) -> list[Result]:
     entry = ENTRY.replace(", MORE", more)
     text = FILE.format(setting=setting, head=head, entry=entry, references=references, seeds=seeds)
-    (folder / "file.yaml").write_text(text, encoding="utf-8")
-    return [engine.run(run) for run in load(folder / "file.yaml").runs()]
-
-
-def accuracies(found: list[Result]) -> list[float]:
-    return [result.metrics["average_accuracy"] or 0.0 for result in found]
+    return runs.results(folder, text)
 
 
 def test_it_beats_naive_training_clearly(tmp_path: Path) -> None:
     """On class-incremental digits, with no image kept; distillation does no worse."""
     found = results(tmp_path, "", references="[naive]")
-    soft = accuracies(results(tmp_path, ", rehearsal: soft_targets", seeds="[0]"))
-    naive, hard = accuracies(found[:3]), accuracies(found[3:])
+    soft = [final(result) for result in results(tmp_path, ", rehearsal: soft_targets", seeds="[0]")]
+    accuracies = [final(result) for result in found]
+    naive, hard = accuracies[:3], accuracies[3:]
     print(f"naive {naive}, generative {hard}, with soft targets {soft}")
     assert min(hard) > max(naive) + 0.2 and min(soft) > max(naive) + 0.3
     assert not generative().state()[0]
@@ -215,7 +208,7 @@ def test_it_beats_naive_training_clearly(tmp_path: Path) -> None:
 
 def test_it_works_with_a_head_for_each_task(tmp_path: Path) -> None:
     (result,) = results(tmp_path, ", rehearsal: soft_targets", "task-incremental", "per-task", seeds="[0]")
-    assert accuracies([result])[0] > 0.85 and result.counts["total"]["samples_replayed"] > 0
+    assert final(result) > 0.85 and result.counts["total"]["samples_replayed"] > 0
 
 
 @pytest.mark.parametrize(
@@ -226,14 +219,12 @@ def test_it_works_with_a_head_for_each_task(tmp_path: Path) -> None:
     ],
 )
 def test_other_than_images_is_refused(tmp_path: Path, data: str, model: str, message: str) -> None:
-    path = tmp_path / "file.yaml"
-    path.write_text(
+    text = (
         f"name: x\nscenario: {{name: stream, data: {data}, n_tasks: 2}}\nmodel: {model}\n"
-        "references: []\nstrategies: [{replay: {memory: generative}}]\n",
-        encoding="utf-8",
+        "references: []\nstrategies: [{replay: {memory: generative}}]\n"
     )
     with pytest.raises(FileErrors, match=message):
-        load(path)
+        runs.loaded(tmp_path, text)
 
 
 def test_pixels_outside_of_0_to_1_are_refused() -> None:

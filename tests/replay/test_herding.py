@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.batch import Batch
-from forgetlab.config import load
-from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
-from forgetlab.seeding import drawn_from, generator
+from forgetlab.seeding import generator
 from forgetlab.strategies.replay.herding import Herding, herded
 from forgetlab.yaml_file import FileErrors
+from helpers import runs
+from helpers.networks import network
+from helpers.runs import final
 
 N, D = 30, 5  # samples of a class, features
 
@@ -55,6 +56,12 @@ def follows(reference: Callable[[Tensor, int], list[int]], herd: Callable[[Tenso
     return all(herd(phi, n).tolist() == reference(phi, n) for phi in data for n in (1, 7, N))
 
 
+def opened() -> SharedNetwork:
+    model = network((3,), (8,))
+    model.open(0, range(6))
+    return model.eval()
+
+
 @pytest.mark.parametrize("reference", [by_the_formula, in_avalanche])
 def test_the_order_is_the_papers_and_avalanches(reference: Callable[[Tensor, int], list[int]]) -> None:
     assert follows(reference, herded)
@@ -81,13 +88,6 @@ def test_more_are_asked_for_than_there_are_and_features_may_be_nought() -> None:
     assert sorted(herded(torch.zeros(4, D), 4).tolist()) == [0, 1, 2, 3]
 
 
-def network() -> SharedNetwork:
-    with drawn_from("herding"):
-        model = SharedNetwork(MLP((3,), hidden=(8,)))
-    model.open(0, range(6))
-    return model.eval()
-
-
 def task(number: int, classes: Sequence[int], n: int = 24) -> Batch:
     """Sample i of the task begins with the number 100 * task + i."""
     x = torch.randn(n, 3, generator=generator("herding task", number))
@@ -101,7 +101,7 @@ def cut(data: Batch, size: int) -> list[Batch]:
 
 
 def end(memory: Herding, data: Batch, size: int = 7) -> None:
-    memory.end(network(), cut(data, size), generator("herding"))
+    memory.end(opened(), cut(data, size), generator("herding"))
 
 
 def lists(memory: Herding) -> dict[int, list[int]]:
@@ -116,7 +116,7 @@ def lists(memory: Herding) -> dict[int, list[int]]:
 
 def expected(data: Batch, label: int, n: int) -> list[int]:
     rows = (data.y == label).nonzero().squeeze(1)
-    phi = F.normalize(network().backbone(data.x[rows])).double().detach()
+    phi = F.normalize(opened().backbone(data.x[rows])).double().detach()
     return [int(data.x[rows[i], 0]) for i in by_the_formula(phi, n)]
 
 
@@ -171,8 +171,7 @@ strategies: [{{replay: {{{replay}}}}}]
 def run(folder: Path, replay: str, **options: str) -> list[Any]:
     """Of naive fine-tuning, and of the entry."""
     given = {"scenario": "split_digits", "setting": "class-incremental", "head": "growing", "model": "mlp", **options}
-    (folder / "file.yaml").write_text(FILE.format(replay=replay, **given), encoding="utf-8")
-    return [engine.run(run) for run in load(folder / "file.yaml").runs()]
+    return runs.results(folder, FILE.format(replay=replay, **given))
 
 
 @pytest.mark.parametrize(
@@ -181,8 +180,8 @@ def run(folder: Path, replay: str, **options: str) -> list[Any]:
 )
 def test_it_forgets_less_than_naive_training_in_every_setting(tmp_path: Path, setting: str, head: str) -> None:
     naive, herding = run(tmp_path, "memory: herding, capacity: 100", setting=setting, head=head)
-    print(setting, naive.metrics["average_accuracy"], herding.metrics["average_accuracy"])
-    assert herding.metrics["average_accuracy"] > naive.metrics["average_accuracy"] + 0.03
+    print(setting, final(naive), final(herding))
+    assert final(herding) > final(naive) + 0.03
     assert herding.counts["per_task"]["samples_replayed"][0] == 0  # nothing is kept before the first task's end
     assert min(herding.counts["per_task"]["samples_replayed"][1:]) > 0
 
@@ -190,7 +189,7 @@ def test_it_forgets_less_than_naive_training_in_every_setting(tmp_path: Path, se
 def test_a_vit_and_der_have_it_as_their_memory(tmp_path: Path) -> None:
     vit = "vit, width: 16, depth: 2, patch: 4, heads: 2"
     naive, herding = run(tmp_path, "memory: herding, capacity: 100, rehearsal: der++", model=vit)
-    assert herding.metrics["average_accuracy"] > naive.metrics["average_accuracy"]
+    assert final(herding) > final(naive)
     logits = 100 * 10 * 4
     assert herding.counts["total"]["memory_bytes"] == 100 * (64 * 4 + 3 * 8) + logits
 

@@ -10,41 +10,28 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import engine, plugins
-from forgetlab.avalanche_api import (
-    BaseLogger,
-    CLScenario,
-    EvaluationPlugin,
-    SupervisedTemplate,
-    benchmark_from_datasets,
-    with_classes_timeline,
-    with_task_labels,
-)
+from forgetlab import plugins
 from forgetlab.batch import Batch
-from forgetlab.config import load
-from forgetlab.data import TensorLoader, TensorTask
-from forgetlab.description import Budget, Train
 from forgetlab.ledger import byte_count
-from forgetlab.loop import Loop
-from forgetlab.models import MLP
 from forgetlab.network import MASK, SharedNetwork
 from forgetlab.replay import Memory, Slots
-from forgetlab.scenario import Samples
-from forgetlab.seeding import drawn_from, generator, reseed
+from forgetlab.seeding import generator
 from forgetlab.strategies.replay.icarl import ICaRL
 from forgetlab.teacher import logits
 from forgetlab.yaml_file import FileErrors
+from helpers import networks, runs, training
+from helpers.modules import moved
+from helpers.networks import bare, opened
+from helpers.streams import opposed, under_one_label
+from helpers.training import SEED, difference, learned
 
 N = 12
 TOLERANCE = 1e-6  # in a weight, after all tasks
+PARTS = opposed("icarl stream", 60)
 
 
 def network(tasks: int = 1, **options: Any) -> SharedNetwork:
-    with drawn_from("icarl"):
-        model = SharedNetwork(MLP((6,), hidden=(8,)), n_classes=6, **options)
-    for task in range(tasks):
-        model.open(task, (2 * task, 2 * task + 1))
-    return model.train()
+    return opened(networks.network((6,), (8,), n_classes=6, **options), tasks).train()
 
 
 def batch(task: int, seed: int = 0, n: int = N) -> Batch:
@@ -64,12 +51,6 @@ def slots(*batches: Batch) -> Slots:
     return found
 
 
-def moved(model: nn.Module) -> None:
-    with torch.no_grad(), drawn_from("icarl moves"):
-        for p in model.parameters():
-            p += 0.3 * torch.randn_like(p)
-
-
 def loss(method: ICaRL, model: nn.Module, new: Batch, drawn: Batch) -> Tensor:
     return method.loss(model, new, drawn, logits(model, joined(new, drawn)))
 
@@ -87,7 +68,7 @@ def in_the_second_task(method: ICaRL | None = None, **options: Any) -> tuple[ICa
     for one in (before, model.train()):
         one.open(1, (2, 3))
     method.begin(model)
-    moved(model)
+    moved(model, 0.3)
     return method, before.eval(), model
 
 
@@ -143,7 +124,7 @@ def test_a_class_that_comes_again_is_learned_from_new_samples_and_distilled_on_o
     method.end(model, slots(batch(0)))
     model.open(1, (0, 1))
     method.begin(model)
-    moved(model)
+    moved(model, 0.3)
     old = batch(0, seed=1)
     new = batch(0, seed=2)._replace(task=torch.ones(N, dtype=torch.int64))
     target = torch.cat([torch.eye(2)[new.y], before(old.x, old.task).detach().sigmoid()])
@@ -164,71 +145,32 @@ def test_classes_that_may_not_answer_have_no_part_in_the_loss(options: Any) -> N
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
-def parts(size: int = 60) -> list[Samples]:
-    draw, found = generator("icarl stream"), []
-    for task in range(3):
-        y = 2 * task + torch.arange(size) % 2
-        found.append(Samples(torch.randn(size, 6, generator=draw) + 1.5 * torch.eye(6)[y] * (-1) ** task, y))
-    return found
-
-
-def benchmark() -> CLScenario:
-    tasks = [TensorTask.of(part, task=0) for part in parts()]
-    return with_classes_timeline(with_task_labels(benchmark_from_datasets(train=tasks)))
-
-
-class Theirs(SupervisedTemplate):
-    """Avalanche's template, fed with the batches of our loop."""
-
-    def make_train_dataloader(self, **kwargs: Any) -> None:
-        columns, task = self.adapted_dataset.columns(), self.clock.train_exp_counter
-        self.dataloader = TensorLoader(columns, self.train_mb_size, lambda e: generator("order", 3, task, e))
-
-    def check_model_and_optimizer(self, **kwargs: Any) -> None:
-        reseed("task", 3, self.clock.train_exp_counter)
-        super().check_model_and_optimizer(**kwargs)
-
-
 class Nothing(Memory):
     """Keeps nothing, so that the loss on new samples alone is left."""
 
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None: ...
 
 
-def plain() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 6))
-
-
-def trained(training: Any) -> Tensor:
-    for experience in benchmark().streams["train"]:
-        training.train(experience, [])
-    return torch.cat([p.detach().flatten() for p in training.model.parameters()])
-
-
-def in_avalanche() -> Tensor:
+def in_avalanche() -> nn.Module:
     """Its mean over 6 classes at 6 times the rate is our sum over them."""
     from avalanche.training.losses import ICaRLLossPlugin
 
-    model, criterion = plain(), ICaRLLossPlugin()
-    optimizer = torch.optim.SGD(model.parameters(), lr=6 * 0.05)
-    options = {"train_mb_size": 8, "train_epochs": 2, "evaluator": EvaluationPlugin(loggers=[BaseLogger()])}
-    return trained(Theirs(model=model, optimizer=optimizer, criterion=criterion, plugins=[criterion], **options))
+    criterion = ICaRLLossPlugin()
+    return training.in_avalanche(bare(), under_one_label(PARTS), criterion, criterion=criterion, lr=6 * 0.05)
 
 
-def in_our_loop(method: ICaRL) -> Tensor:
+def in_our_loop(method: ICaRL) -> nn.Module:
     memory = Nothing(5)
     memory.rehearsal = method
-    train = Train(optimizer="sgd", lr=0.05, batch_size=8)
-    return trained(Loop(model=plain(), train=train, budget=Budget(epochs=2), plugins=[memory], seed=3))
+    return learned(bare(), under_one_label(PARTS), memory, lr=0.05, seed=SEED)
 
 
 def test_without_exemplars_it_goes_avalanches_way_step_by_step() -> None:
     theirs = in_avalanche()
-    difference = (in_our_loop(ICaRL()) - theirs).abs().max().item()
-    print(f"iCaRL: {difference:.2g}")
-    assert difference < TOLERANCE
-    assert (in_our_loop(TeachesItself()) - theirs).abs().max() > 1e-2
+    apart = difference(in_our_loop(ICaRL()), theirs)
+    print(f"iCaRL: {apart:.2g}")
+    assert apart < TOLERANCE
+    assert difference(in_our_loop(TeachesItself()), theirs) > 1e-2
 
 
 def answered(tasks: int = 2, **options: Any) -> tuple[ICaRL, SharedNetwork, Batch]:
@@ -295,7 +237,7 @@ def test_it_keeps_one_model_and_a_mean_for_each_class() -> None:
     one_task = network(1).state_dict()
     assert byte_count(tensors) == byte_count(one_task) + 2 * 8 * 4
     kept = {name: tensor.clone() for name, tensor in tensors.items()}
-    moved(model)
+    moved(model, 0.3)
     assert all(torch.equal(tensor, kept[name]) for name, tensor in method.state()[0].items())
 
 
@@ -317,11 +259,7 @@ def run(folder: Path, **options: str) -> list[list[float]]:
     """The final accuracies, seed by seed, of naive fine-tuning, herding alone and iCaRL."""
     given = {"scenario": "split_digits", "setting": "class-incremental", "head": "growing", "model": "mlp"}
     given |= {"epochs": "3", "memory": "herding", "more": "", "seeds": "0", **options}
-    (folder / "file.yaml").write_text(FILE.format(**given), encoding="utf-8")
-    runs = load(folder / "file.yaml").runs()
-    found = [float(engine.run(run).metrics["average_accuracy"] or 0) for run in runs]
-    n = len(found) // 3
-    return [found[i : i + n] for i in range(0, len(found), n)]
+    return list(runs.finals(folder, FILE.format(**given)).values())
 
 
 def test_it_forgets_less_than_naive_training_with_every_seed(tmp_path: Path) -> None:

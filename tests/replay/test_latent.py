@@ -11,23 +11,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import engine, latent, plugins
+from forgetlab import latent, plugins
 from forgetlab.adapted import Adapted
 from forgetlab.backbones.cnn import CNN
 from forgetlab.backbones.transformer import Transformer
 from forgetlab.batch import Batch
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.config import load
 from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
 from forgetlab.network import SharedNetwork
 from forgetlab.options import OptionError
 from forgetlab.replay import Memory
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.scenario import Samples, Scenario
 from forgetlab.seeding import drawn_from, generator
 from forgetlab.sites import blocks
 from forgetlab.yaml_file import FileErrors
+from helpers import runs
+from helpers.runs import final
+from helpers.streams import in_pairs
+from helpers.training import difference, learned
 
 TOLERANCE = 2e-6  # in a weight, after all tasks
 IMAGE, LENGTH, SIZE = (1, 8, 8), 8, 24
@@ -148,15 +149,15 @@ def test_the_blocks_below_see_the_new_samples_alone() -> None:
 
 
 def stream(name: str) -> Scenario:
-    tasks = []
+    parts = []
     for task in range(3):
         y = 2 * task + torch.arange(SIZE) % 2
         x = inputs(name, SIZE, 10 + task)
         first = 110 if name == "transformer" else 10
         words = first + y.unsqueeze(1).expand(-1, LENGTH)  # a text begins with two words of its class
         told = x + 0.3 * y.view(-1, 1, 1, 1) if x.is_floating_point() else x.where(torch.arange(LENGTH) > 1, words)
-        tasks.append(Task(f"task {task}", Samples(told, y), Samples(told, y), (2 * task, 2 * task + 1)))
-    return Scenario(tuple(tasks), tuple("abcdef"), task_known_at_test=False)
+        parts.append(Samples(told, y))
+    return in_pairs(parts)
 
 
 def trained(name: str, inside: bool, rehearsal: str | None = None, depth: int = 1) -> tuple[dict[str, Tensor], Memory]:
@@ -168,15 +169,8 @@ def trained(name: str, inside: bool, rehearsal: str | None = None, depth: int = 
         memory.keep_inside(model, depth)
     else:
         latent.freeze(model.backbone, depth)
-    train = Train(optimizer="sgd", lr=0.05, batch_size=8, weight_decay=0.1)
-    loop = Loop(model=model, train=train, budget=Budget(epochs=2), plugins=[memory])
-    for experience in to_benchmark(stream(name)).streams["train"]:
-        loop.train(experience, [])
+    learned(model, to_benchmark(stream(name)), memory, lr=0.05, weight_decay=0.1)
     return {key: tensor.clone() for key, tensor in model.state_dict().items()}, memory
-
-
-def difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    return max((one[key].double() - other[key].double()).abs().max().item() for key in one)
 
 
 @pytest.mark.parametrize("rehearsal", [None, "der++"])
@@ -284,10 +278,8 @@ VIT = "{name: vit, width: 16, depth: 3, patch: 4, heads: 2}"
 
 
 def results(folder: Path, entry: str, model: str = "{name: mlp, hidden: [48, 24]}") -> Any:
-    path = folder / "file.yaml"
-    path.write_text(FILE.format(entry=entry, model=model), encoding="utf-8")
-    (run,) = load(path).runs()
-    return engine.run(run)
+    (result,) = runs.results(folder, FILE.format(entry=entry, model=model))
+    return result
 
 
 @pytest.mark.parametrize(
@@ -308,8 +300,8 @@ def test_memory_bytes_are_those_of_what_enters_the_block(tmp_path: Path, model: 
 def test_it_forgets_less_and_a_penalty_stands_beside_it(tmp_path: Path) -> None:
     replay = "replay: {memory: class_balanced, capacity: 100, depth: 1"
     entries = [f"{{{replay}}}}}", f"{{{replay}, rehearsal: der++}}, regularization: [ewc, {{name: lwf}}]}}"]
-    plain, beside = (results(tmp_path, entry).metrics["average_accuracy"] for entry in entries)
-    naive = results(tmp_path, "{avalanche: {strategy: Naive}}").metrics["average_accuracy"]
+    plain, beside = (final(results(tmp_path, entry)) for entry in entries)
+    naive = final(results(tmp_path, "{avalanche: {strategy: Naive}}"))
     print(f"latent replay {plain:.3f}, with DER++, EWC and LwF {beside:.3f}, naive {naive:.3f}")
     assert plain > naive + 0.3 and beside > naive + 0.3
 
@@ -324,9 +316,8 @@ def test_a_penalty_sees_the_new_samples_alone() -> None:
 
     model, memory = SharedNetwork(tiny("mlp")), plugins.build("memory", "ring", {"capacity": 20})
     memory.keep_inside(model, 1)
-    loop = Loop(model=model, train=Train(batch_size=8), budget=Budget(epochs=1), plugins=[memory, Looks()])
-    for experience in to_benchmark(stream("mlp")).streams["train"][:2]:
-        loop.train(experience, [])
+    tasks = to_benchmark(stream("mlp")).streams["train"][:2]
+    learned(model, list(tasks), memory, Looks(), epochs=1, optimizer="adam", lr=1e-3)
     assert set(seen) == {(8, 8)} and memory.replayed == SIZE
 
 
@@ -348,7 +339,7 @@ def test_a_shared_module_above_the_block_learns_from_what_is_kept(tmp_path: Path
     lora = "isolation: {name: lora, layers: [1, 2]}, shared: true, train: {lr: 3e-2}"
     kept = results(tmp_path, f"{{{lora}, replay: {{memory: ring, capacity: 100, depth: 1}}}}", VIT)
     alone = results(tmp_path, f"{{{lora}, regularization: {{name: lwf, strength: 0.0}}}}", VIT)
-    assert kept.metrics["average_accuracy"] > alone.metrics["average_accuracy"] + 0.15
+    assert final(kept) > final(alone) + 0.15
 
 
 def test_a_depth_that_is_not_there_is_refused_in_a_script() -> None:

@@ -14,27 +14,13 @@ from forgetlab import plugins
 from forgetlab.batch import Batch
 from forgetlab.replay import Memory, equal_shares
 from forgetlab.seeding import generator
+from helpers.memories import contents, fill
 
 STREAMS = 1000
 
 
 def memory(name: str, capacity: int) -> Memory:
     return plugins.build("memory", name, {"capacity": capacity})
-
-
-def fill(kept: Memory, labels: Sequence[int], batch_size: int = 10, seed: int = 0) -> Memory:
-    """Send samples by; sample i of the stream holds the number i."""
-    draw, y = generator("memories", seed), torch.tensor(labels)
-    for rows in torch.arange(len(y)).split(batch_size):
-        batch = Batch(rows.float().unsqueeze(1), y[rows], torch.zeros_like(rows))
-        kept.store(batch, torch.zeros(len(rows), 1), draw)
-    return kept
-
-
-def contents(kept: Memory) -> list[int]:
-    """The numbers of the samples that are kept."""
-    assert len(kept.slots) <= kept.slots.capacity
-    return sorted(int(x) for x in kept.slots.read(torch.arange(len(kept.slots))).x[:, 0])
 
 
 def shares(kept: Memory) -> dict[int, int]:

@@ -13,12 +13,9 @@ from scipy.stats import chisquare
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import engine
 from forgetlab.avalanche_api import stock_plugin
 from forgetlab.batch import Batch
 from forgetlab.checks import sampler as checks
-from forgetlab.config import load
-from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
 from forgetlab.plugins import Plugin
 from forgetlab.replay import Sampler, Slots
@@ -27,6 +24,9 @@ from forgetlab.strategies.replay.balanced import Balanced
 from forgetlab.strategies.replay.mir import MaximallyInterfered
 from forgetlab.teacher import logits
 from forgetlab.yaml_file import FileErrors
+from helpers import runs
+from helpers.networks import network
+from helpers.runs import final
 
 RATE = 0.3
 STREAMS = 2000
@@ -105,8 +105,7 @@ def test_a_sample_comes_twice_only_when_all_of_its_class_have_come() -> None:
 
 
 def mlp(classes: int = 4) -> SharedNetwork:
-    with drawn_from("samplers"):
-        model = SharedNetwork(MLP((6,), hidden=(16,)))
+    model = network((6,), (16,))
     model.open(0, range(classes))
     return model.train()
 
@@ -296,9 +295,7 @@ def run(
     folder: Path, replay: str, setting: str = "class-incremental", head: str = "growing", model: str = "mlp"
 ) -> Sequence[Any]:
     """Of naive fine-tuning, and of the entry."""
-    path = folder / "file.yaml"
-    path.write_text(FILE.format(replay=replay, setting=setting, head=head, model=model), encoding="utf-8")
-    return [engine.run(run) for run in load(path).runs()]
+    return runs.results(folder, FILE.format(replay=replay, setting=setting, head=head, model=model))
 
 
 VIT = "vit, width: 8, depth: 1, patch: 4, heads: 2"
@@ -317,7 +314,7 @@ def test_it_draws_for_any_memory_and_loss_in_every_setting(
     tmp_path: Path, sampler: str, setting: str, head: str, model: str
 ) -> None:
     (naive, method), again = (run(tmp_path, f"sampler: {sampler}", setting, head, model) for _ in range(2))
-    assert method.metrics["average_accuracy"] > naive.metrics["average_accuracy"]
+    assert final(method) > final(naive)
     assert method.counts["total"]["samples_replayed"] > 0
     assert method == again[1]
 

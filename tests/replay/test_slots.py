@@ -14,15 +14,15 @@ from forgetlab import engine, plugins
 from forgetlab.batch import Batch
 from forgetlab.config import load
 from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
 from forgetlab.ledger import byte_count
-from forgetlab.loop import Loop
 from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
 from forgetlab.replay import Memory
-from forgetlab.scenario import Samples, Scenario, Task, as_input
+from forgetlab.scenario import Samples, Scenario, as_input
 from forgetlab.seeding import generator
 from forgetlab.slots import Slots
+from helpers.streams import in_pairs
+from helpers.training import learned
 
 SHAPE = (3, 4, 4)
 
@@ -70,12 +70,11 @@ def test_inputs_take_a_quarter_and_what_stands_beside_stays_as_it_is(width: int)
 
 
 def stream(dtype: torch.dtype) -> Scenario:
-    tasks = []
+    parts = []
     for task in range(2):
         x = torch.randint(256, (40, *SHAPE), dtype=torch.uint8, generator=generator("slots", task))
-        samples = Samples(x if dtype == torch.uint8 else as_input(x), 2 * task + torch.arange(40) % 2)
-        tasks.append(Task(f"task {task}", samples, samples, (2 * task, 2 * task + 1)))
-    return Scenario(tuple(tasks), tuple("abcd"), task_known_at_test=False)
+        parts.append(Samples(x if dtype == torch.uint8 else as_input(x), 2 * task + torch.arange(40) % 2))
+    return in_pairs(parts)
 
 
 def trained(as_bytes: bool, rehearsal: str | None) -> tuple[Memory, dict[str, Tensor]]:
@@ -84,9 +83,7 @@ def trained(as_bytes: bool, rehearsal: str | None) -> tuple[Memory, dict[str, Te
     memory.slots.as_bytes = as_bytes
     memory.rehearsal = plugins.build("rehearsal", rehearsal) if rehearsal else None
     model = SharedNetwork(MLP(SHAPE, (6,)))
-    loop = Loop(model=model, train=Train(batch_size=8), budget=Budget(epochs=2), plugins=[memory])
-    for experience in to_benchmark(stream(torch.uint8)).streams["train"]:
-        loop.train(experience, [])
+    learned(model, to_benchmark(stream(torch.uint8)), memory, optimizer="adam", lr=1e-3)
     return memory, dict(model.state_dict())
 
 

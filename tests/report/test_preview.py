@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
@@ -18,10 +18,10 @@ from rich.console import Console
 from torch import Tensor
 
 from forgetlab import plugins, preview, preview_samples, text
-from forgetlab.cli import main
 from forgetlab.pictures import COLOURS
 from forgetlab.preview_samples import examples, feature_means, spread
 from forgetlab.scenario import Samples, Scenario, Task
+from helpers.commands import invoke
 
 FILE = "name: mine\nscenario: {name: split_digits, n_tasks: 2}\nmodel: {name: mlp, hidden: [8]}\nseeds: [3, 4]\n"
 
@@ -277,7 +277,7 @@ def test_rows_on_disk_are_shown_as_those_in_memory(shape: tuple[int, ...]) -> No
 
 def call(folder: Path, *options: str, text: str = FILE) -> Result:
     (folder / "mine.yaml").write_text(text, encoding="utf-8")
-    return CliRunner().invoke(main, ["preview", "mine.yaml", *options])
+    return invoke("preview", "mine.yaml", *options)
 
 
 @pytest.fixture(autouse=True)

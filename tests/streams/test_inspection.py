@@ -10,13 +10,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import Tensor
 
 from forgetlab import inspection, plugins
-from forgetlab.cli import main
 from forgetlab.inspection import problems
 from forgetlab.scenario import Samples, Scenario, Task
+from helpers.commands import invoke
 
 ADVICE = "keep each on one side, or say 'rows_may_repeat: true' where different things look the same"
 OWN = [
@@ -319,7 +318,7 @@ def leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("command", ["check", "run", "preview"])
 def test_a_stream_with_an_overlap_is_refused_and_nothing_is_written(leak: Path, command: str) -> None:
-    done = CliRunner().invoke(main, [command, str(leak)])
+    done = invoke(command, str(leak))
     assert done.exit_code == 2 and done.stdout == ""
     named = re.escape("(row 0 is row 0 of task 0; row 1 is row 1 of task 0)")
     place = re.escape("leak.yaml:2:11: task 0 ('one'), training: 2 rows are also test data")
@@ -329,7 +328,7 @@ def test_a_stream_with_an_overlap_is_refused_and_nothing_is_written(leak: Path, 
 
 def test_the_same_file_without_the_overlap_is_let_through(leak: Path) -> None:
     leak.write_text(FILE.replace("rows: 2", "rows: 0"), encoding="utf-8")
-    assert CliRunner().invoke(main, ["check", str(leak)]).exit_code == 0
+    assert invoke("check", str(leak)).exit_code == 0
 
 
 def test_a_class_that_is_tested_before_it_was_trained_on_is_found() -> None:

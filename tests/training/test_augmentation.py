@@ -25,14 +25,14 @@ from forgetlab.data import to_benchmark
 from forgetlab.description import Augment, Budget, Experiment, Train
 from forgetlab.engine import Result
 from forgetlab.loop import Loop, stock_loop
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
 from forgetlab.options import OptionError
 from forgetlab.regularization import Regularizer
 from forgetlab.replay import Memory, Rehearsal
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.scenario import Samples, Scenario
 from forgetlab.seeding import generator
-from forgetlab.yaml_file import FileErrors
+from helpers import runs
+from helpers.networks import network
+from helpers.streams import in_pairs
 
 EVERYTHING = Augment(crop=2, flip="both", rotation=20.0, brightness=0.3, contrast=0.4)
 SIZES = (50, 23)  # samples of each task
@@ -173,12 +173,12 @@ def test_seeds_tasks_epochs_and_samples_differ() -> None:
 
 
 def stream() -> Scenario:
-    tasks = []
+    train, test = [], []
     for task, size in enumerate(SIZES):
         y = 2 * task + torch.arange(size) % 2
-        train, test = (Samples((images(size, 1, seed=2 * task + i) * 255).byte(), y) for i in (0, 1))
-        tasks.append(Task(f"task {task}", train, test, (2 * task, 2 * task + 1)))
-    return Scenario(tuple(tasks), tuple("abcd"), task_known_at_test=False)
+        for part, seed in ((train, 2 * task), (test, 2 * task + 1)):
+            part.append(Samples((images(size, 1, seed=seed) * 255).byte(), y))
+    return in_pairs(train, test)
 
 
 @pytest.fixture
@@ -212,14 +212,9 @@ class Recorder(SupervisedPlugin):
         return torch.cat([x[: len(rows)] for rows, x in found])[rows.argsort()]
 
 
-def network() -> SharedNetwork:
-    torch.manual_seed(0)
-    return SharedNetwork(MLP((1, 8, 8), (5,)))
-
-
 def settings(**options: Any) -> dict[str, Any]:
     train = Train(**{"batch_size": BATCH, "lr": 0.01, "augment": EVERYTHING, **options})
-    return {"model": network(), "train": train, "budget": Budget(epochs=2)}
+    return {"model": network((1, 8, 8)), "train": train, "budget": Budget(epochs=2)}
 
 
 def trained(benchmark: CLScenario, *methods: SupervisedPlugin, tasks: Sequence[int] = (0, 1), **options: Any) -> Loop:
@@ -419,16 +414,9 @@ def load(tmp_path: Path) -> Load:
 
 
 @pytest.fixture
-def told(load: Load) -> Callable[[str], list[tuple[str, str]]]:
+def told(tmp_path: Path) -> Callable[[str], list[tuple[str, str]]]:
     """For each problem the text where it is found, up to the line's end, and the message."""
-
-    def told(text: str) -> list[tuple[str, str]]:
-        lines = (BEGIN + text).splitlines()
-        with pytest.raises(FileErrors) as caught:
-            load(text)
-        return [(lines[p.line - 1][p.column - 1 :], p.message) for p in caught.value.problems]
-
-    return told
+    return lambda text: runs.told(tmp_path, BEGIN + text)
 
 
 def test_a_file_says_it_for_all_and_an_entry_for_itself(load: Load) -> None:

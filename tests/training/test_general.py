@@ -10,35 +10,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import engine, plugins, pretraining
+from forgetlab import engine, plugins
 from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.config import load
 from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
 from forgetlab.general import General
 from forgetlab.learners import Context, Sequential
-from forgetlab.loop import Loop
 from forgetlab.models import MLP
 from forgetlab.network import Head, SharedNetwork
-from forgetlab.scenario import Samples, Scenario, Task, as_input
+from forgetlab.scenario import Samples, Scenario, as_input
 from forgetlab.seeding import generator
 from forgetlab.store import Result
 from forgetlab.yaml_file import FileErrors
+from helpers import runs
+from helpers.data import write_topics
+from helpers.streams import in_pairs
+from helpers.training import learned
+
+pytestmark = pytest.mark.usefixtures("no_starts_in_memory")
 
 SIZE, BATCH, OTHERS = 20, 8, 30
 
 
-@pytest.fixture(autouse=True)
-def _no_starts_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "_made", {})
-
-
 def stream() -> Scenario:
-    draw, tasks = generator("general stream"), []
+    draw, parts = generator("general stream"), []
     for task in range(3):
-        samples = Samples(torch.rand(SIZE, 6, generator=draw), 2 * task + torch.arange(SIZE) % 2)
-        tasks.append(Task(f"task {task}", samples, samples, (2 * task, 2 * task + 1)))
-    return Scenario(tuple(tasks), tuple("abcdef"), task_known_at_test=False)
+        parts.append(Samples(torch.rand(SIZE, 6, generator=draw), 2 * task + torch.arange(SIZE) % 2))
+    return in_pairs(parts)
 
 
 def others() -> Samples:
@@ -100,9 +98,7 @@ def trained(
     watch = Watch(general, head, memory)
     monkeypatch.setattr(torch, "randint", watch.randint)
     found = [*([memory] if memory else []), general, watch]
-    loop = Loop(model=model, train=Train(batch_size=BATCH, lr=0.01), budget=Budget(epochs=2), plugins=found)
-    for experience in to_benchmark(stream()).streams["train"]:
-        loop.train(experience, [])
+    learned(model, to_benchmark(stream()), *found, optimizer="adam", batch_size=BATCH, lr=0.01)
     return watch, model, general
 
 
@@ -179,10 +175,9 @@ seeds: [0, 1, 2]
 
 
 def results(folder: Path, text: str) -> dict[str, list[Result]]:
-    (folder / "file.yaml").write_text(text, encoding="utf-8")
     found: dict[str, list[Result]] = {}
-    for run in load(folder / "file.yaml").runs():
-        found.setdefault(run.strategy.name, []).append(engine.run(run, starts=folder / "starts"))
+    for result in runs.results(folder, text, starts=folder / "starts"):
+        found.setdefault(result.strategy, []).append(result)
     return found
 
 
@@ -244,11 +239,7 @@ TOPICS = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Four topics of 16 texts, in each of which a topic's words follow one another in its order."""
     monkeypatch.setenv("FORGETLAB_CACHE", str(tmp_path / "cache"))
-    for topic, words in TOPICS.items():
-        (tmp_path / "texts" / topic).mkdir(parents=True)
-        for i in range(16):
-            text = " ".join((words.split() * 3)[i % 6 : i % 6 + 6 + i // 6])
-            (tmp_path / "texts" / topic / f"{i}.txt").write_text(text)
+    write_topics(tmp_path / "texts", TOPICS)
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any
 
@@ -19,9 +18,10 @@ from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
 from forgetlab.isolation import Router
 from forgetlab.loop import Epoch, Loop
 from forgetlab.models import MLP
-from forgetlab.network import Head, SharedNetwork
+from forgetlab.network import Head
 from forgetlab.scenario import Samples, Scenario, Task
 from forgetlab.seeding import generator
+from helpers.networks import network
 
 SIZES = (50, 23, 1)  # samples of each task
 BATCH = 8
@@ -43,11 +43,6 @@ def stream() -> Scenario:
 @pytest.fixture
 def benchmark() -> CLScenario:
     return to_benchmark(stream())
-
-
-def network() -> SharedNetwork:
-    torch.manual_seed(0)
-    return SharedNetwork(MLP((4,), (5,)))
 
 
 def loop(*methods: SupervisedPlugin, budget: Budget = TWO_EPOCHS, **options: Any) -> Loop:
@@ -78,14 +73,6 @@ def test_a_budget_of_updates_is_the_exact_number_of_optimizer_steps(benchmark: C
         training.train(experience, [])
         assert recorder.updates == training.clock.train_exp_iterations == updates
         recorder.updates = 0
-
-
-@pytest.fixture
-def undeprecated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Avalanche's replay calls what Avalanche has marked as deprecated, and that resets the warnings' filters."""
-    from avalanche.training.storage_policy import ExemplarsBuffer
-
-    monkeypatch.setattr(ExemplarsBuffer, "update", inspect.unwrap(ExemplarsBuffer.update))
 
 
 @pytest.mark.usefixtures("undeprecated")

@@ -21,6 +21,9 @@ from forgetlab.pretraining import Start
 from forgetlab.scenario import pretraining_tasks
 from forgetlab.store import Result, Store
 from forgetlab.yaml_file import FileErrors
+from helpers.data import write_topics
+
+pytestmark = pytest.mark.usefixtures("no_starts_in_memory")
 
 FILE = """
 name: pretrained
@@ -34,11 +37,6 @@ strategies:
   - isolation: {name: lora, sites: [mlp.in]}
     train: {lr: 1e-2}
 """
-
-
-@pytest.fixture(autouse=True)
-def _no_starts_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretraining, "_made", {})
 
 
 @pytest.fixture
@@ -186,13 +184,7 @@ TOPICS = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Six topics of 16 texts, in each of which a topic's words follow one another in its order."""
     monkeypatch.setenv("FORGETLAB_CACHE", str(tmp_path / "cache"))
-    for topic, words in TOPICS.items():
-        (tmp_path / "texts" / topic).mkdir(parents=True)
-        for i in range(16):
-            own = words.split() * 3
-            start, length = i % 6, 6 + i // 6
-            text = " ".join(own[start : start + length])
-            (tmp_path / "texts" / topic / f"{i}.txt").write_text(text)
+    write_topics(tmp_path / "texts", TOPICS)
     return tmp_path
 
 
