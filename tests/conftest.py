@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import random
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
@@ -39,9 +41,27 @@ def refuse_skip(report: Report) -> Report:
     return report
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--times", action="store_true", help="tell where the mark 'slow' does not fit the measured time")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("FORGETLAB_REQUIRE_ALL"):
         config.pluginmanager.register(NothingSkipped())
+    if config.getoption("--times"):
+        from helpers.times import Times
+
+        config.pluginmanager.register(Times())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws from the global generators does not depend on the tests before it."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture

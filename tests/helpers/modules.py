@@ -16,8 +16,9 @@ def attached(module: Any, backbone: nn.Module, seed: int = 1, spread: float | No
     """The module, attached; with a ``spread`` its weights are drawn as training might leave them."""
     torch.manual_seed(seed)
     module.attach(backbone)
-    for weight in module.parameters() if spread is not None else ():
-        nn.init.normal_(weight, std=spread)
+    if spread is not None:
+        for weight in module.parameters():
+            nn.init.normal_(weight, std=spread)
     return module
 
 

@@ -19,16 +19,14 @@ SEED = 3
 Weights = dict[str, Tensor]
 
 
-def learn(training: Any, stream: CLScenario | list[Any]) -> Any:
-    """The model after all tasks of a stream, or after these, by our loop or by a template of Avalanche's."""
-    for experience in stream if isinstance(stream, list) else stream.streams["train"]:
+def learn(training: Any, stream: Any) -> Any:
+    """The model after all tasks of a stream of Avalanche's, or after these tasks of one, by either's loop."""
+    for experience in stream.streams["train"] if isinstance(stream, CLScenario) else stream:
         training.train(experience, [])
     return training.model
 
 
-def learned(
-    model: nn.Module, stream: CLScenario | list[Any], *found: Any, epochs: int = 2, seed: int = 0, **train: Any
-) -> Any:
+def learned(model: nn.Module, stream: Any, *found: Any, epochs: int = 2, seed: int = 0, **train: Any) -> Any:
     """The model after all tasks in our loop; SGD at a rate of 0.1 on batches of 8 where ``train`` says nothing."""
     settings = Train(**{"optimizer": "sgd", "lr": 0.1, "batch_size": 8, **train})
     return learn(Loop(model=model, train=settings, budget=Budget(epochs=epochs), plugins=[*found], seed=seed), stream)
@@ -50,7 +48,7 @@ def in_avalanche(
     model: nn.Module,
     stream: CLScenario,
     *found: Any,
-    kind: type[SupervisedTemplate] = Stock,
+    kind: Any = Stock,
     lr: float = 0.1,
     batch_size: int = 8,
     **options: Any,

@@ -17,7 +17,7 @@ from forgetlab.avalanche_api import (
 from forgetlab.batch import Batch
 from forgetlab.replay import Memory
 from forgetlab.seeding import generator
-from helpers.memories import fill
+from helpers.memories import contents, fill
 from helpers.networks import bare
 from helpers.runs import finals
 from helpers.streams import opposed, under_one_label
@@ -175,12 +175,18 @@ def test_a_reference_for_each_task_that_ended(monkeypatch: pytest.MonkeyPatch) -
     assert set(memory.slots.tensors["task"].tolist()) == {0}
 
 
+def ring(tasks: list[int], batch_size: int, capacity: int = 12) -> list[int]:
+    """What is kept of samples of these tasks, of three classes each."""
+    memory: Memory = plugins.build("memory", "task_ring", {"capacity": capacity})
+    return contents(fill(memory, [i % 3 for i in range(len(tasks))], batch_size, tasks=tasks))
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_task_ring_keeps_the_last_samples_of_each_task(batch_size: int) -> None:
-    assert fill([0] * 30, batch_size) == [*range(18, 30)]
-    assert fill([0] * 30 + [1] * 20, batch_size) == [*range(24, 30), *range(44, 50)]
-    assert fill([0] * 30 + [1] * 20 + [2] * 25, batch_size) == [*range(26, 30), *range(46, 50), *range(71, 75)]
-    assert fill([0] * 30 + [1] * 2, batch_size) == [*range(20, 32)]  # a short task leaves room to the others
+    assert ring([0] * 30, batch_size) == [*range(18, 30)]
+    assert ring([0] * 30 + [1] * 20, batch_size) == [*range(24, 30), *range(44, 50)]
+    assert ring([0] * 30 + [1] * 20 + [2] * 25, batch_size) == [*range(26, 30), *range(46, 50), *range(71, 75)]
+    assert ring([0] * 30 + [1] * 2, batch_size) == [*range(20, 32)]  # a short task leaves room to the others
 
 
 def test_a_ring_by_class_would_keep_others() -> None:

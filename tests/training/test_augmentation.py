@@ -248,7 +248,7 @@ def test_a_task_alone_and_an_epoch_alone_are_as_in_the_whole_run(benchmark: CLSc
 
 def test_training_equals_bare_pytorch_on_augmented_samples_to_the_bit(benchmark: CLScenario) -> None:
     training = trained(benchmark, tasks=(0,), optimizer="sgd")
-    model = network()
+    model = network((1, 8, 8))
     model.open(0, [0, 1])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=True)
     for epoch in (0, 1):
