@@ -64,6 +64,7 @@ def average(result: Result) -> float:
 # What runs
 
 
+@pytest.mark.slow
 def test_er_ace_gem_and_mas_from_a_file(tmp_path: Path) -> None:
     er_ace = "avalanche: {strategy: ER_ACE, mem_size: 200, batch_size_mem: 10}"
     gem = "avalanche: {plugin: GEMPlugin, patterns_per_experience: 30, memory_strength: 0.5}"
@@ -78,6 +79,7 @@ def test_er_ace_gem_and_mas_from_a_file(tmp_path: Path) -> None:
     assert found["ER_ACE"].counts["total"]["updates"] == found["naive"].counts["total"]["updates"]
 
 
+@pytest.mark.slow
 def test_der_from_a_file(tmp_path: Path) -> None:
     """Its loop is its own, it asks the model without tasks, and it holds logits against those of other tasks."""
     protocol = "{head: fixed, loss_classes: LOSS, budget: {epochs: 5}}"
@@ -87,6 +89,7 @@ def test_der_from_a_file(tmp_path: Path) -> None:
         assert average(found["naive"]) < 0.4 < 0.7 < average(found["DER"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "name", "setting"),
     [
@@ -238,6 +241,7 @@ def test_a_network_asked_without_tasks_gives_all_its_logits() -> None:
         network(head="per-task")(x)
 
 
+@pytest.mark.slow
 def test_the_bytes_that_stock_code_holds() -> None:
     sample = 4 * 4 + 8 + 8  # x, y, task
     weights = sum(p.numel() * 4 for p in network().parameters())
@@ -376,6 +380,7 @@ def test_a_newer_strategy_with_a_model_of_its_own_is_refused(tmp_path: Path, mon
     assert message.startswith("Newer makes a model or an optimizer of its own")
 
 
+@pytest.mark.slow
 def test_a_newer_strategy_runs_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_strategy(monkeypatch)
     found = results(tmp_path, "avalanche: {strategy: Newer}")

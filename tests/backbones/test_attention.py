@@ -199,6 +199,7 @@ def test_more_tokens_before_a_block_equal_attention_written_out() -> None:
             assert (given[:, ADDED:] - theirs).abs().max() < 1e-12, form
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks for it
 @pytest.mark.parametrize("name", ["bert", "gpt2"])

@@ -58,6 +58,7 @@ def test_features_are_those_of_transformers(whole: TextEncoder) -> None:
     assert whole.n_features == 384 and whole.tokenizer == "minilm"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_padding_and_the_rest_of_the_batch_change_nothing(whole: TextEncoder) -> None:
     x = whole(ids())
@@ -79,6 +80,7 @@ def test_what_it_cannot_read_is_refused(small: TextEncoder) -> None:
     assert refused.value.option == "layers"
 
 
+@pytest.mark.slow
 def test_it_draws_nothing(small: TextEncoder) -> None:
     """Neither when it is made nor, without dropout, when it is trained; a gradient comes out the same twice."""
     before = torch.get_rng_state()
@@ -107,6 +109,7 @@ def test_a_machine_without_transformers_can_import_it(monkeypatch: pytest.Monkey
         minilm((32,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["exact", "empirical"])
 def test_the_fisher_information_follows_from_the_layers(small: TextEncoder, variant: fisher.Variant) -> None:
     model = SharedNetwork(small).eval()
@@ -123,6 +126,7 @@ def test_the_fisher_information_follows_from_the_layers(small: TextEncoder, vari
             assert (value - theirs[name] / 4).norm() <= 1e-5 * value.norm() and value.norm() > 0, name
 
 
+@pytest.mark.slow
 def test_a_network_on_it_learns_news(small: TextEncoder) -> None:
     news = dataset({"name": "bbc_news", "max_length": 32})
     rows = torch.cat([(news.train.y == label).nonzero().squeeze(1)[:3] for label in range(5)])

@@ -78,6 +78,7 @@ def test_what_is_written_runs_as_it_is_advised(kind: str) -> None:
     assert result is not None and result.metrics["average_accuracy"] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", scaffold.KINDS)
 def test_what_is_written_keeps_every_promise(kind: str) -> None:
     name = f"my_new_{kind}"
@@ -134,6 +135,7 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_a_broken_promise_names_the_backbones_and_the_line() -> None:
     done = checked("        return y * part.scale + (y.mean(0) if y.dim() == 3 else 0)\n")
     assert done.exit_code == 1
@@ -146,6 +148,7 @@ def test_a_broken_promise_names_the_backbones_and_the_line() -> None:
     assert re.search(r"ok +After the context", told), "others are kept"
 
 
+@pytest.mark.slow
 def test_an_error_names_its_line_once() -> None:
     done = checked("        return y[..., :5] * part.scale[:7]\n")
     told = words(done.stdout)
@@ -190,6 +193,7 @@ strategies:
 """
 
 
+@pytest.mark.slow
 def test_a_module_outside_the_repository_trains_and_is_routed() -> None:
     """SSF, in the 30 lines that `forgetlab new` writes, named in a scenario file by its path."""
     (file, _) = scaffold.new("isolation", "outside", Path("mine"))
@@ -210,6 +214,7 @@ def blocks() -> Iterator[tuple[str, str, bool, str]]:
         yield language, name, bool(more), text
 
 
+@pytest.mark.slow
 def test_the_guide_runs(tmp_path: Path) -> None:
     """Its files are written, its commands run and print what it says, its Python runs: block by block."""
     package = tmp_path / "installed"

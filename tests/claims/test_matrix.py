@@ -43,6 +43,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 CELLS = [(setting, data) for setting in SETTINGS for data in (*DATA, *TEXT)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("setting", "data"), CELLS)
 def test_a_cell_runs_or_is_refused_for_the_reason_told(
     setting: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -44,11 +44,13 @@ def judged(name: str) -> str:
     return verify.outcome(target, found).verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits_er", "digits_ewc"])
 def test_ours_agrees(name: str) -> None:
     assert judged(name) == "agrees"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_a_strength_that_is_off_by_two_is_seen(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     start = Regularizer.__init__
@@ -56,6 +58,7 @@ def test_a_strength_that_is_off_by_two_is_seen(factor: float, monkeypatch: pytes
     assert judged("digits_ewc") == "differs"
 
 
+@pytest.mark.slow
 def test_a_buffer_that_drops_a_class_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     write: Callable[..., None] = Slots.write
 
@@ -123,6 +126,7 @@ def call(path: Path, *arguments: str) -> Result:
     return invoke("verify", "--targets", path, "--runs", path.parent / "runs", *arguments)
 
 
+@pytest.mark.slow
 def test_rows_are_run_and_judged(folder: Path) -> None:
     path = table(folder, line(), line(name="far", value="0.9", file="other.yaml"))
     done = call(path, "tiny")
@@ -135,6 +139,7 @@ def test_rows_are_run_and_judged(folder: Path) -> None:
     assert red.stderr.count(", found\n") == 3  # tiny's runs
 
 
+@pytest.mark.slow
 def test_the_table_as_markdown_says_the_same(folder: Path) -> None:
     shown = call(table(folder, line()), "--markdown").stdout
     head, sides, row = (text for text in shown.splitlines() if text.startswith("|"))
@@ -145,6 +150,7 @@ def test_the_table_as_markdown_says_the_same(folder: Path) -> None:
     assert "1 agrees" in shown and "90 % interval" in shown
 
 
+@pytest.mark.slow
 def test_two_rows_of_one_file_share_its_runs(folder: Path) -> None:
     done = call(table(folder, line(), line(name="mnist", value="0.9", status="other data", margin="")))
     assert done.exit_code == 0 and done.stderr.count("accuracy") == 3

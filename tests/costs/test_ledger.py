@@ -63,6 +63,7 @@ def test_measuring_changes_no_number(monkeypatch: pytest.MonkeyPatch, lora: Resu
     assert run(Strategy(name="lora", isolation=spec, router={"name": "oracle"})).accuracy == lora.accuracy
 
 
+@pytest.mark.slow
 def test_what_only_adds_has_changed_nothing_and_has_no_rank() -> None:
     backbone = tiny("bert")
     model = IsolatedNetwork(backbone, lambda: build("isolation", "adapter"))

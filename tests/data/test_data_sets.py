@@ -41,6 +41,7 @@ def test_mnist_5k_is_divided_class_by_class(mnist: Dataset) -> None:
     assert not any(row.numpy().tobytes() in train for row in mnist.test.x)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fashion")
 def test_bytes_become_numbers_between_0_and_1_on_every_path() -> None:
     task = built("split_fashion_mnist").tasks[0]
@@ -51,6 +52,7 @@ def test_bytes_become_numbers_between_0_and_1_on_every_path() -> None:
     assert torch.equal(batch, as_input(task.test.x[:2]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fashion")
 def test_permuted_tasks_hold_the_same_pixels_in_another_order() -> None:
     stream = built("permuted_fashion_mnist", n_tasks=3)
@@ -66,6 +68,7 @@ def test_permuted_tasks_hold_the_same_pixels_in_another_order() -> None:
     assert {task.classes for task in stream.tasks} == {tuple(range(10))}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fashion")
 def test_a_quarter_turn_is_exact() -> None:
     stream = built("rotated_fashion_mnist", n_tasks=3, max_angle=180.0)
@@ -75,6 +78,7 @@ def test_a_quarter_turn_is_exact() -> None:
     assert stream.tasks[1].name == "90 degrees"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fashion")
 def test_a_domain_stream_in_the_class_incremental_setting_has_new_labels_in_every_task() -> None:
     stream = built("permuted_fashion_mnist", n_tasks=2, setting="class-incremental")

@@ -44,6 +44,7 @@ def counts(rows: Any, testing: bool) -> tuple[list[int], list[int]]:
     return part.groupby("month").size().tolist(), late.groupby(part["month"]).sum().tolist()
 
 
+@pytest.mark.slow
 def test_every_flight_that_arrived_is_there_with_its_label_and_month(rows: Any, whole: Dataset) -> None:
     assert whole.class_names == ("on time", "late") and whole.scores == ("auroc", "log_loss")
     assert whole.domain_names == tuple(f"2013-{month:02}" for month in range(1, 13))
@@ -54,6 +55,7 @@ def test_every_flight_that_arrived_is_there_with_its_label_and_month(rows: Any, 
         assert domains[part.y == 1].bincount().tolist() == late
 
 
+@pytest.mark.slow
 def test_only_the_first_month_is_known_beforehand(rows: Any, whole: Dataset) -> None:
     assert whole.domains is not None
     january, later = whole.train.x[whole.domains[0] == 0], whole.train.x[whole.domains[0] > 0]
@@ -76,6 +78,7 @@ def test_nothing_in_x_tells_the_label(whole: Dataset) -> None:
     assert 0.05 < float(correlation.max()) < 0.3
 
 
+@pytest.mark.slow
 def test_the_domain_may_be_the_airport_and_is_then_no_input() -> None:
     data = dataset({"name": "flights", "domain": "origin", "rows_per_domain": 500})
     assert data.domain_names == ("EWR", "JFK", "LGA") and data.domains is not None
@@ -85,6 +88,7 @@ def test_the_domain_may_be_the_airport_and_is_then_no_input() -> None:
     assert (first[:, NUMBERS:].sum(1) == 3).all(), "weekday, carrier, destination"
 
 
+@pytest.mark.slow
 def test_fewer_rows_are_the_same_rows_again() -> None:
     spec = {"name": "flights", "rows_per_domain": 50}
     data, again = dataset(spec), dataset(spec)

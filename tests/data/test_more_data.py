@@ -227,6 +227,7 @@ def test_nothing_cannot_be_joined(join: Join) -> None:
         join({})
 
 
+@pytest.mark.slow
 def test_three_sets_of_thirty_classes(animals: Dataset) -> None:
     for name in ("mnist_5k", "fashion_mnist"):
         existing(name)

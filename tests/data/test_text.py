@@ -55,6 +55,7 @@ def test_a_text_that_names_the_padding_is_not_padding() -> None:
     assert token_ids(["[PAD] [PAD]"], 12).ne(0).sum() > 4
 
 
+@pytest.mark.slow
 def test_features_depend_on_neither_the_order_nor_the_other_texts() -> None:
     many = [f"{word} " * n for n, word in enumerate(["river", "election", "goal", "album"] * 10)]
     x = features(many, 32)
@@ -66,6 +67,7 @@ def test_features_depend_on_neither_the_order_nor_the_other_texts() -> None:
     assert features([], 32).shape == (0, 384)
 
 
+@pytest.mark.slow
 def test_what_was_computed_is_found_again(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = features(["one text"], 8)
     monkeypatch.setattr(text, "encoded", lambda *_: pytest.fail("computed twice"))
@@ -77,6 +79,7 @@ def test_what_was_computed_is_found_again(own_cache: Path, monkeypatch: pytest.M
         features(["another text"], 8)
 
 
+@pytest.mark.slow
 def test_a_data_set_tells_what_its_inputs_are() -> None:
     train, test = Texts(["Good.", "Bad!", "so so"], [0, 1, 1], [0, 0, 1]), Texts(["fine"], [0], [1])
     ids = as_dataset(train, test, ["good", "bad"], max_length=8, domain_names=["may", "june"])

@@ -56,6 +56,7 @@ def all_results(folder: Path, hash_seed: str, entries: list[str], references: li
     return {str(path.relative_to(root)): path.read_bytes() for path in root.glob("*/*/result.json")}
 
 
+@pytest.mark.slow
 def test_two_processes_give_equal_bytes(tmp_path: Path) -> None:
     one = all_results(tmp_path / "one", "1", ENTRIES, REFERENCES)
     other = all_results(tmp_path / "other", "2", ENTRIES[::-1], REFERENCES[::-1])
@@ -119,6 +120,7 @@ def same_tensors(one: dict[Any, Tensor], other: dict[Any, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_all_strategies_of_a_seed_share_start_and_data(tmp_path: Path, recorded: Any) -> None:
     whole = experiment(tmp_path)
     naive, *others = [recorded(whole.run(entry, seed=1)) for entry in whole.entries]
@@ -155,6 +157,7 @@ def test_seeds_vary_holds_fixed_what_it_leaves_out(
     assert (one.result.accuracy == other.result.accuracy) == (vary == [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(ENTRIES)))
 def test_a_strategy_with_nothing_left_to_vary_gives_one_result(tmp_path: Path, number: int) -> None:
     whole = experiment(tmp_path, "protocol: {seeds_vary: []}\n")

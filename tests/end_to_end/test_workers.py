@@ -109,6 +109,7 @@ def compared(folder: Path) -> tuple[list[Any], list[str]]:
     return told, done
 
 
+@pytest.mark.slow
 def test_workers_change_no_byte(tmp_path: Path) -> None:
     written(tmp_path, SEEDS)
     told, done = compared(tmp_path)
@@ -120,6 +121,7 @@ def test_workers_change_no_byte(tmp_path: Path) -> None:
     assert len([*(tmp_path / "beside" / ".starts").glob("*.safetensors")]) == 2, "one start for each seed"
 
 
+@pytest.mark.slow
 def test_a_search_beside_another_chooses_alike(tmp_path: Path) -> None:
     written(tmp_path, SEARCH)
     told, _ = compared(tmp_path)

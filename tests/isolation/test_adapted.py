@@ -242,6 +242,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> float:
     return result.metrics["average_accuracy"] or 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -299,6 +300,7 @@ def vit() -> nn.Module:
     return plugins.build("model", "vit", {"width": 16, "depth": 2, "patch": 4, "heads": 2}, input_shape=(1, 8, 8))
 
 
+@pytest.mark.slow
 def test_the_commands_say_in_words_that_there_is_one_module(tmp_path: Path) -> None:
     entry = "{name: one, isolation: lora, shared: true}"
     path = runs.written(tmp_path, text(entry, n_tasks=2, budget="{updates: 1}"))
@@ -330,6 +332,7 @@ def test_an_image_backbone_has_no_pieces_of_text() -> None:
     assert not hasattr(Adapted(vit(), make(plugins.find("isolation", "lora"))), "pieces")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [9, 10])
 def test_the_fisher_of_a_module_is_exact_also_where_a_batch_is_as_long_as_its_prefix(n: int) -> None:
     torch.manual_seed(0)

@@ -146,6 +146,7 @@ class StartsAsIdentity(Adapter):
         return part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [CalledIdentity, StartsAsIdentity])
 def test_near_the_identity_is_not_the_identity(broken: type[Adapter]) -> None:
     for backbone, module in on_both_backbones():
@@ -155,6 +156,7 @@ def test_near_the_identity_is_not_the_identity(broken: type[Adapter]) -> None:
         isolation.untrained_is_base(Plugin("isolation", "broken", broken))
 
 
+@pytest.mark.slow
 def test_a_run_on_digits_learns_each_task_and_stores_what_it_says(tmp_path: Path) -> None:
     file = tmp_path / "adapter.yaml"
     file.write_text(

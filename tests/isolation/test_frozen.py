@@ -133,6 +133,7 @@ def run(reuse: bool, strategy: Strategy) -> tuple[list, dict]:
 TOP = Strategy(name="top", isolation={"name": "lora", "rank": 2, "layers": [-1]}, router={"name": "prototype"})
 
 
+@pytest.mark.slow
 def test_a_run_comes_to_the_same_with_and_without() -> None:
     (kept, kept_routes), (live, live_routes) = run(True, TOP), run(False, TOP)
     assert kept_routes == live_routes
@@ -140,6 +141,7 @@ def test_a_run_comes_to_the_same_with_and_without() -> None:
     assert frozen._kept  # and something was kept
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_to_the_bit_whatever_ran_before() -> None:
     first = run(True, TOP)
     assert run(True, TOP) == first

@@ -85,6 +85,7 @@ def minilm_sized() -> TextEncoder:
     return TextEncoder(BertModel(config, add_pooling_layer=False), "tiny").eval()
 
 
+@pytest.mark.slow
 def test_at_minilms_size_it_has_the_counted_parameters_and_hardly_a_backward_pass() -> None:
     backbone, ids = minilm_sized(), torch.ones(4, 64, dtype=torch.int64)
 

@@ -253,6 +253,7 @@ def test_a_prefix_that_is_not_the_trained_one_is_found() -> None:
         isolation.materialised_answers_alike(Plugin("isolation", "broken", ForgetsTheMLP))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reparameterization", ["flat", "mlp"])
 def test_a_run_on_digits_learns_each_task_and_keeps_the_prefix_alone(tmp_path: Path, reparameterization: str) -> None:
     file = tmp_path / "prefix.yaml"

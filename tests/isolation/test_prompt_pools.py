@@ -78,6 +78,7 @@ class Votes(L2P):
         return torch.return_types.topk((each.values, votes.topk(self.top).indices.expand(len(query), -1)))
 
 
+@pytest.mark.slow
 def test_a_batch_that_votes_is_found() -> None:
     def spread(kind: type[L2P]) -> Any:
         def make() -> L2P:
@@ -201,6 +202,7 @@ def test_components_stand_in_the_first_five_layers_or_where_they_are_wanted() ->
     assert [site.layer for site in attached(CODAPrompt(layers=(0, 5)), backbone).sites] == [0, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "own", "shared"),  # numbers, of width 16 and one layer
     [

@@ -123,6 +123,7 @@ def the_answer_is_the_largest_logit_of_all(router: Router) -> None:
     assert torch.equal(network(images, torch.full((64,), -1)).argmax(1), whole.argmax(1))
 
 
+@pytest.mark.slow
 def test_the_union_answers_with_the_largest_logit_of_all() -> None:
     the_answer_is_the_largest_logit_of_all(UnionOfHeads())
     with pytest.raises(AssertionError):
@@ -380,6 +381,7 @@ def most_probable(answers: list[Tensor]) -> Tensor:
     return largest([answer.double().softmax(1) for answer in answers])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("router", "by_hand"), [("entropy", surest), ("union", largest), ("max_probability", most_probable)]
 )

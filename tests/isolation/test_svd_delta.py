@@ -112,6 +112,7 @@ class CutTooLate(SVDDelta):
         return y + nn.functional.linear(x, self.delta(part, site))
 
 
+@pytest.mark.slow
 def test_a_cut_that_comes_too_late_is_found() -> None:
     with pytest.raises(AssertionError, match="answers otherwise"):
         isolation.materialised_answers_alike(Plugin("isolation", "broken", CutTooLate))

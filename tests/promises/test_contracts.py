@@ -22,11 +22,25 @@ from helpers.planted import planted
 
 pytestmark = pytest.mark.usefixtures("plugins_as_before")
 
+SLOW = {  # plug-ins and checks
+    "rotated_fashion_mnist",
+    "permuted_fashion_mnist",
+    "old_answers_stay",
+    "train_and_evaluation_agree",
+    "gradients_reach_the_open_module_only",
+}
+
+
+def promise(plugin: Plugin, check: checks.Check) -> Any:
+    marks = [pytest.mark.slow] if SLOW & {plugin.name, check.__name__} else []
+    return pytest.param(plugin, check, id=f"{plugin.kind}-{plugin.name}-{check.__name__}", marks=marks)
+
+
 EVERYTHING = [
-    pytest.param(plugins.find(kind, name), check, id=f"{kind}-{name}-{check.__name__}")
+    promise(plugin, check)
     for kind in plugins.KINDS
-    for name in plugins.available(kind)
-    for check in checks.checks(plugins.find(kind, name))
+    for plugin in (plugins.find(kind, name) for name in plugins.available(kind))
+    for check in checks.checks(plugin)
 ]
 
 
@@ -127,6 +141,7 @@ def test_a_backbone_left_in_training_mode_is_found(monkeypatch: pytest.MonkeyPat
     isolation.trained.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_missing_freeze_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from forgetlab.isolated import IsolatedNetwork
 

@@ -168,6 +168,7 @@ def naive() -> list[float]:
 METHODS: Mapping[str, dict[str, Any]] = {"agem": {}, "gem": {}, "ogd": {"samples": 50}, "gpm": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_projection_runs_in_a_plain_avalanche_script(name: str, naive: list[float]) -> None:
     """Its domain-incremental tasks all carry the label 0: what is old is told by when it came."""

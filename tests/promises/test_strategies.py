@@ -35,6 +35,7 @@ def results(folder: Path, entry: str, setting: str, protocol: str = "head: growi
     return runs.results(folder, FILE.format(entry=entry, setting=setting, protocol=protocol, train=train))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["growing", "per-task"])
 @pytest.mark.parametrize("entry", REGULARIZERS)
 def test_a_regularizer_forgets_less_than_naive_training_where_the_task_is_told(
@@ -45,12 +46,14 @@ def test_a_regularizer_forgets_less_than_naive_training_where_the_task_is_told(
     assert (method.counts["total"]["memory_bytes"] or 0) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", REGULARIZERS)
 def test_a_regularizer_runs_where_the_task_is_not_told(tmp_path: Path, entry: str) -> None:
     first, second = (results(tmp_path, entry, "class-incremental")[1] for _ in range(2))
     assert first == second and final(first) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rehearsal", ["", ", rehearsal: der++"])
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_every_memory_serves_every_rehearsal(tmp_path: Path, memory: str, rehearsal: str) -> None:
@@ -62,6 +65,7 @@ def test_every_memory_serves_every_rehearsal(tmp_path: Path, memory: str, rehear
     assert (method.counts["total"]["memory_bytes"] or 0) >= 90 * (64 * 4 + 8 + 8 + logits)
 
 
+@pytest.mark.slow
 def test_a_memory_and_a_regularizer_work_together(tmp_path: Path) -> None:
     """The penalty is added to the rehearsal's loss, not lost in it."""
     entry, protocol = "replay: {memory: ring, capacity: 90, rehearsal: der++}", "head: fixed, loss_classes: all"

@@ -142,6 +142,7 @@ def test_heads_of_their_own_are_rows_of_one_head() -> None:
     assert farthest([apart], [one]) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_avalanches_leaves_old_heads_out_of_the_step_but_not_out_of_the_length() -> None:
     """What it does with heads of their own is not what it does with the same rows of one head."""
     spec = {"plugin": "AGEMPlugin", "patterns_per_experience": SIZE, "sample_size": SIZE * (TASKS - 1)}
@@ -177,6 +178,7 @@ def rises(**options: Any) -> Tensor:
     return torch.tensor(watch.rises)
 
 
+@pytest.mark.slow
 def test_a_step_of_sgd_raises_no_old_loss_but_momentum_and_weight_decay_do() -> None:
     assert rises().max() < 1e-6
     assert rises(momentum=0.9).max() > 1e-3
@@ -206,6 +208,7 @@ seeds: [0, 1, 2]
 """
 
 
+@pytest.mark.slow
 def test_it_forgets_less_than_naive_training(tmp_path: Path) -> None:
     found = results(tmp_path, FILE)
     naive, ours = found[:3], found[3:]

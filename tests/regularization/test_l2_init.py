@@ -131,6 +131,7 @@ def test_one_copy_of_the_weights_is_kept_however_many_tasks_there_are() -> None:
     assert sizes == [sum(p.numel() for p in model.parameters())] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_twentieth_permutation_is_learned_as_well_as_the_first(seed: int) -> None:
     """Naive training with Adam has lost some of its plasticity by then, as the paper says."""

@@ -236,12 +236,14 @@ seeds: [0, 1, 2]
 """
 
 
+@pytest.mark.slow
 def test_on_a_pretrained_backbone_it_beats_naive_training(tmp_path: Path) -> None:
     accuracies = finals(tmp_path, FILE)
     gained = [ours - naive for naive, ours in zip(*accuracies.values(), strict=True)]
     assert min(gained) > 0.05, (gained, accuracies)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["task-incremental", "domain-incremental"])
 def test_it_runs_where_one_head_serves_told_tasks_or_the_same_classes_again(tmp_path: Path, setting: str) -> None:
     text = FILE.replace("class-incremental", setting).replace("seeds: [0, 1, 2]", "").replace("epochs: 3", "epochs: 1")

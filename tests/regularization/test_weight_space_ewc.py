@@ -250,6 +250,7 @@ def test_a_module_that_changes_weights_is_let_through(tmp_path: Path, module: st
     loaded(tmp_path, FILE.format(strategies=entries, seeds="[0]"))
 
 
+@pytest.mark.slow
 def test_old_tasks_are_forgotten_less_than_by_the_module_alone(tmp_path: Path) -> None:
     entries = "[{isolation: lora, shared: true}, {isolation: lora, shared: true, regularization: weight_space_ewc}]"
     final = finals(tmp_path, FILE.format(strategies=entries, seeds="[0, 1, 2]"))

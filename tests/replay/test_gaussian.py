@@ -169,6 +169,7 @@ def final(memory: Any, seed: int) -> float:
     return (model.eval()(x, torch.zeros_like(y)).argmax(1) == y).float().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"covariance": "shared"}, {"shrinkage": 0.1, "ratio": 2.0}])
 def test_on_frozen_features_it_nearly_undoes_forgetting(options: dict[str, Any]) -> None:
     accuracies = [final(gaussian(**options), seed) for seed in range(3)]
@@ -226,6 +227,7 @@ def results(folder: Path, entry: str, text: str = FILE) -> list[Result]:
     return runs.results(folder, text.replace("ENTRY", entry), starts=folder / "starts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["", "isolation: {name: lora, rank: 2}, shared: true, "])
 def test_it_keeps_what_a_slow_backbone_learned(tmp_path: Path, module: str) -> None:
     """At a hundredth of the head's rate, also where a module is all of it that moves."""
@@ -238,6 +240,7 @@ def test_it_keeps_what_a_slow_backbone_learned(tmp_path: Path, module: str) -> N
     assert sum(both) > sum(alone) + 3 * 0.15
 
 
+@pytest.mark.slow
 def test_it_works_with_a_head_for_each_task_and_repeats_itself(tmp_path: Path) -> None:
     text = FILE.replace("{budget", "{head: per-task, budget").replace(
         "held_back: 4", "held_back: 4, setting: task-incremental"
@@ -256,6 +259,7 @@ def test_what_needs_kept_samples_is_refused_beside_it(tmp_path: Path, more: str)
         results(tmp_path, f"{{replay: {{memory: gaussian, {more}}}}}")
 
 
+@pytest.mark.slow
 def test_other_rehearsals_take_features(tmp_path: Path) -> None:
     (result, *_) = results(tmp_path, "{replay: {memory: gaussian, rehearsal: er_ace}}")
     assert (result.metrics["average_accuracy"] or 0) > 0.2

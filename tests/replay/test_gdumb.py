@@ -44,6 +44,7 @@ def test_a_class_keeps_its_first_samples_as_long_as_there_is_room() -> None:
         assert kept[-share:] == list(range(20, 20 + share)) and len(kept) == 12 and max(kept[:-share]) < 12
 
 
+@pytest.mark.slow
 def test_the_largest_class_makes_room_at_random() -> None:
     """Of its first 12 samples each stays equally often: a chi-square test, for draws of 6 of 12."""
     often, streams = torch.zeros(12, dtype=torch.float64), 1000
@@ -235,6 +236,7 @@ def run(folder: Path, **options: str) -> tuple[list[Any], list[Any]]:
     return found[: len(found) // 2], found[len(found) // 2 :]
 
 
+@pytest.mark.slow
 def test_it_forgets_less_than_naive_training_with_every_seed(tmp_path: Path) -> None:
     naive, ours = run(tmp_path, seeds="0, 1, 2")
     gained = [final(b) - final(a) for a, b in zip(naive, ours, strict=True)]
@@ -242,6 +244,7 @@ def test_it_forgets_less_than_naive_training_with_every_seed(tmp_path: Path) -> 
     assert min(gained) > 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "head", "model"),
     [
@@ -257,6 +260,7 @@ def test_it_runs_in_every_setting_and_repeats_itself(tmp_path: Path, setting: st
     assert ours == again[1] and final(ours[0]) > 0.4
 
 
+@pytest.mark.slow
 def test_in_one_pass_nothing_is_answered_before_it_is_learned(tmp_path: Path) -> None:
     """What it trains on is the memory's, so it has no word on samples that come by."""
     options = {"scenario": "stream, data: digits, online: true, boundaries: false", "head": "fixed", "epochs": "1"}

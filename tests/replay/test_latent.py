@@ -282,6 +282,7 @@ def results(folder: Path, entry: str, model: str = "{name: mlp, hidden: [48, 24]
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "more", "floats"),
     [
@@ -297,6 +298,7 @@ def test_memory_bytes_are_those_of_what_enters_the_block(tmp_path: Path, model: 
     assert total["samples_replayed"] > 0
 
 
+@pytest.mark.slow
 def test_it_forgets_less_and_a_penalty_stands_beside_it(tmp_path: Path) -> None:
     replay = "replay: {memory: class_balanced, capacity: 100, depth: 1"
     entries = [f"{{{replay}}}}}", f"{{{replay}, rehearsal: der++}}, regularization: [ewc, {{name: lwf}}]}}"]
@@ -335,6 +337,7 @@ def test_what_cannot_be_kept_inside_is_refused(tmp_path: Path, entry: str, model
         results(tmp_path, entry, model)
 
 
+@pytest.mark.slow
 def test_a_shared_module_above_the_block_learns_from_what_is_kept(tmp_path: Path) -> None:
     lora = "isolation: {name: lora, layers: [1, 2]}, shared: true, train: {lr: 3e-2}"
     kept = results(tmp_path, f"{{{lora}, replay: {{memory: ring, capacity: 100, depth: 1}}}}", VIT)

@@ -43,10 +43,12 @@ def fairness(name: str, labels: Sequence[int], capacity: int, of: int) -> float:
     return float(chi2.sf(statistic.item(), n - 1))
 
 
+@pytest.mark.slow
 def test_the_reservoir_keeps_every_sample_equally_often() -> None:
     assert fairness("reservoir", [0] * 45, capacity=12, of=0) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [0, 1])
 def test_class_balanced_keeps_every_sample_of_a_class_equally_often(of: int) -> None:
     """Of classes of different size that come one after the other, and one among the other."""
@@ -54,6 +56,7 @@ def test_class_balanced_keeps_every_sample_of_a_class_equally_often(of: int) -> 
     assert fairness("class_balanced", labels, capacity=12, of=of) > 0.01
 
 
+@pytest.mark.slow
 def test_a_memory_that_is_not_fair_is_found() -> None:
     assert fairness("ring", [0] * 20, capacity=12, of=0) < 1e-6
 

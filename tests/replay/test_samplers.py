@@ -80,6 +80,7 @@ def samples_are_alike(often: Tensor) -> float:
     return min(float(chisquare(often[y == label].tolist()).pvalue) for label in y.unique())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 8])
 def test_balanced_draws_each_class_equally_often_and_each_of_its_samples(n: int) -> None:
     """Within a draw a class's samples come in turn, which makes their counts less spread than independent ones."""
@@ -301,6 +302,7 @@ def run(
 VIT = "vit, width: 8, depth: 1, patch: 4, heads: 2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "head", "model"),
     [
@@ -319,6 +321,7 @@ def test_it_draws_for_any_memory_and_loss_in_every_setting(
     assert method == again[1]
 
 
+@pytest.mark.slow
 def test_mir_has_to_see_samples_as_they_came(tmp_path: Path) -> None:
     with pytest.raises(FileErrors, match="mir reads samples as they came, and none are kept so"):
         run(tmp_path, "sampler: mir, depth: 1", model="mlp, hidden: [16, 16]")

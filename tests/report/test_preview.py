@@ -120,6 +120,7 @@ def test_what_is_told() -> None:
     assert preview.told(replace(plain, task_known_at_test=False))[0].startswith("Stream: the same labels in every task")
 
 
+@pytest.mark.slow
 def test_the_picture_shows_what_comes_when() -> None:
     """Half a, half b; then three quarters c, a quarter b, for twice as long."""
     columns = course(pixels(preview.picture(stream([[20, 20, 0], [0, 20, 60]]), "x")))
@@ -133,6 +134,7 @@ def test_the_picture_shows_what_comes_when() -> None:
             assert at == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.slow
 def test_blurred_repeated_and_drifting_streams_look_different() -> None:
     streams = ([[20, 0], [0, 20]], [[16, 4], [4, 16]], [[20, 0], [10, 10]], [[18, 2], [10, 10]])
     pictures = [pixels(preview.picture(stream(counts, (2, 2, 2)), "x")) for counts in streams]
@@ -140,6 +142,7 @@ def test_blurred_repeated_and_drifting_streams_look_different() -> None:
     assert all((a.shape != b.shape or (a != b).any()) for i, a in enumerate(lower) for b in lower[:i])
 
 
+@pytest.mark.slow
 def test_borders_that_are_not_told_are_dotted() -> None:
     counts = [[20, 0], [0, 20]]
     dark = [
@@ -149,6 +152,7 @@ def test_borders_that_are_not_told_are_dotted() -> None:
     assert dark[1] < 0.8 * dark[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 6, 9), (2, 6, 6), (6, 9), (5,), ()])
 def test_equal_streams_give_equal_bytes(shape: tuple[int, ...]) -> None:
     one = stream([[9, 9, 1]] * 2, shape)
@@ -156,6 +160,7 @@ def test_equal_streams_give_equal_bytes(shape: tuple[int, ...]) -> None:
     assert first.startswith(b"\x89PNG") and preview.picture(one, "x") == first
 
 
+@pytest.mark.slow
 def test_bytes_and_numbers_give_the_same_images() -> None:
     whole = stream([[8, 8]], (3, 6, 6))
     task = whole.tasks[0]
@@ -164,6 +169,7 @@ def test_bytes_and_numbers_give_the_same_images() -> None:
     assert preview.picture(both[0], "x") == preview.picture(both[1], "x")
 
 
+@pytest.mark.slow
 def test_the_images_are_those_of_the_stream() -> None:
     """One class is red, the other grey: there are as many red fields as samples of the first."""
     y = torch.tensor([0] * 8 + [1] * 8)
@@ -177,6 +183,7 @@ def test_the_images_are_those_of_the_stream() -> None:
     assert of_red.max() < of_grey.min()
 
 
+@pytest.mark.slow
 def test_a_picture_of_many_tasks_and_classes_can_be_looked_at(texts: list[str]) -> None:
     counts = torch.eye(100, dtype=torch.int64).mul(12).tolist()
     image = pixels(preview.picture(stream(counts, (1, 4, 4)), "x"))
@@ -185,17 +192,20 @@ def test_a_picture_of_many_tasks_and_classes_can_be_looked_at(texts: list[str]) 
     assert len(named) == preview.MOST_SHOWN * preview_samples.IN_A_ROW
 
 
+@pytest.mark.slow
 def test_the_base_rate_is_written_where_there_are_two_classes(texts: list[str]) -> None:
     preview.picture(stream([[9, 1], [3, 1], [1, 1]]), "x")
     assert texts == ["10%", "25%", "50%"]
 
 
+@pytest.mark.slow
 def test_names_are_not_read_as_formulas(texts: list[str]) -> None:
     odd = replace(stream([[4, 4]], (1, 4, 4)), class_names=("$50", "$\\frac"))
     assert preview.picture(replace(odd, tasks=(replace(odd.tasks[0], name="$x$ $"),)), "$ $")
     assert "$50" in texts
 
 
+@pytest.mark.slow
 def test_the_largest_drift_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
     monkeypatch.setattr(preview_samples, "head", lambda _, title: titles.append(title))
@@ -218,6 +228,7 @@ def ids(vocabulary: list[str], sentences: list[str]) -> Tensor:
     return torch.tensor([[vocabulary.index(word) for word in sentence.split()] for sentence in sentences])
 
 
+@pytest.mark.slow
 def test_the_first_words_of_texts(texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tokenizers import Tokenizer, models
 
@@ -266,6 +277,7 @@ class OnDisk:
         return self.x.index_select(dim, rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 6, 6), (5,)])
 def test_rows_on_disk_are_shown_as_those_in_memory(shape: tuple[int, ...]) -> None:
     held = stream([[9, 9]] * 2, shape)
@@ -285,6 +297,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_leaves_a_picture(tmp_path: Path) -> None:
     done = call(tmp_path)
     assert done.exit_code == 0, done.output
@@ -299,6 +312,7 @@ def test_the_command_prints_a_table_and_leaves_a_picture(tmp_path: Path) -> None
     assert (tmp_path / "elsewhere" / "p.png").read_bytes() == png
 
 
+@pytest.mark.slow
 def test_the_stream_is_that_of_the_first_run(tmp_path: Path) -> None:
     """Where the seeds leave the order of the classes alone, all runs have that of seed 0."""
     done = call(tmp_path, text=FILE + "protocol: {seeds_vary: [init]}\n")
@@ -312,6 +326,7 @@ def test_a_file_that_is_wrong_is_refused_as_elsewhere(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     done = call(tmp_path, "--out", ".")
     assert (done.exit_code, done.stderr) == (2, ".: Is a directory\n")

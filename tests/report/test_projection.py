@@ -46,6 +46,7 @@ def test_a_model_made_anew_for_each_task_forgets_nothing() -> None:
     assert not [name for name in projection.curves([result("joint")]) if name.startswith("forgetting/")]
 
 
+@pytest.mark.slow
 def test_many_tasks_are_thinned_to_the_first_the_last_and_some_between() -> None:
     curves = projection.curves([result(n_tasks=250)])
     tasks = sorted(name for name in curves if name.startswith("accuracy/task_"))

@@ -380,6 +380,7 @@ def test_without_augmentation_the_loop_holds_none(benchmark: CLScenario) -> None
     assert training.augmentation is None
 
 
+@pytest.mark.slow
 def test_kornia_is_imported_only_where_it_is_used() -> None:
     code = "import sys, forgetlab.augmentation as a, forgetlab.description as d\n"
     code += "import torch\nassert a.augmented(torch.ones(1, 1, 4, 4), a.table(1, 't'), d.Augment(crop=1)).any()\n"
@@ -513,6 +514,7 @@ def test_a_missing_library_is_told(told: Any, monkeypatch: pytest.MonkeyPatch) -
     assert told("train: {augment: {crop: 1}}") == [("{crop: 1}}", message)]
 
 
+@pytest.mark.slow
 def test_a_run_is_deterministic_and_another_than_without(load: Load) -> None:
     text = "protocol: {budget: {epochs: 2}}\n"
     text += "strategies: [{replay: {memory: reservoir, capacity: 50, rehearsal: der++}}]\n"

@@ -185,6 +185,7 @@ def metric(results: list[Result], name: str) -> list[float]:
     return [result.metrics[name] or 0.0 for result in results]
 
 
+@pytest.mark.slow
 def test_what_was_pretrained_is_kept_and_a_memory_stands_beside(tmp_path: Path) -> None:
     found = results(tmp_path, DIGITS)
     lost = {name: metric(its, "pretrained_forgetting") for name, its in found.items()}
@@ -200,6 +201,7 @@ def test_what_was_pretrained_is_kept_and_a_memory_stands_beside(tmp_path: Path) 
     assert total["samples_replayed"] > 0 and total["memory_bytes"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_repeats_itself_to_the_bit(tmp_path: Path) -> None:
     text = DIGITS.replace("[0, 1, 2]", "[1]").replace("references: [naive]", "references: []")
     assert results(tmp_path, text) == results(tmp_path, text)
@@ -253,6 +255,7 @@ def prepared(folder: Path, text: str, strategy: str = "general") -> Sequential:
     return learner
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_of_the_pretraining_goes_on_beside_the_stream(objective: str, folder: Path) -> None:
     """Its loss, on test data, after the stream."""
@@ -272,6 +275,7 @@ def test_every_objective_of_the_pretraining_goes_on_beside_the_stream(objective:
     assert losses["general"] < losses["naive"] - 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_head_of_the_pretraining_stays_as_it_was(objective: str, folder: Path) -> None:
     learner = prepared(folder, OBJECTIVES[objective])
@@ -284,6 +288,7 @@ def test_the_head_of_the_pretraining_stays_as_it_was(objective: str, folder: Pat
     assert not any(isinstance(layer, Head) for layer in [learner.network.general])
 
 
+@pytest.mark.slow
 def test_the_set_is_kept_as_it_came_and_counted(tmp_path: Path) -> None:
     """Bytes stay bytes."""
     text = DIGITS.replace(

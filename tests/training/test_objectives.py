@@ -164,6 +164,7 @@ def test_the_output_layer_is_the_embedding_until_it_is_frozen(objective: str) ->
         torch.testing.assert_close(frozen, F.cross_entropy(answering @ output.T, x[asked].long(), reduction="none"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["masked", "causal"])
 def test_a_transformer_learns_four_sentences_by_heart(
     objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -180,6 +181,7 @@ def test_a_transformer_learns_four_sentences_by_heart(
     assert sum(found[-5:]) / 5 < 0.5 * found[0]
 
 
+@pytest.mark.slow
 def test_text_is_learned_from_newsgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from forgetlab.text import token_ids
 

@@ -51,6 +51,7 @@ def results(file: Path, store: Store) -> dict[str, Result]:
     return {result.strategy: result for result in found if result is not None}
 
 
+@pytest.mark.slow
 def test_all_strategies_start_from_the_same_pretrained_backbone(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,7 @@ def test_all_strategies_start_from_the_same_pretrained_backbone(
     assert len(first) == 1 and (first.pop()[0] or 0) > 0.9, "the start is a good one, and the same for all"
 
 
+@pytest.mark.slow
 def test_what_the_sequence_does_to_pretrained_knowledge(file: Path, tmp_path: Path) -> None:
     found = results(file, Store(tmp_path / "runs"))
     n_tasks = 2
@@ -93,6 +95,7 @@ def test_held_back_classes_are_not_in_the_stream(file: Path) -> None:
     assert not pixels & {tuple(x.flatten().tolist()) for x in task.train.x}
 
 
+@pytest.mark.slow
 def test_a_start_is_made_once_and_found_by_its_content(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +203,7 @@ def context_of(file: Path, starts: Path | None = None) -> Context:
     return Context(run, scenario, None, torch.device("cpu"), starts=starts)  # type: ignore[arg-type] - no benchmark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", FILES)
 def test_a_run_starts_from_what_it_learned_without_labels(objective: str, folder: Path) -> None:
     file = folder / "scenario.yaml"
@@ -215,6 +219,7 @@ def test_a_run_starts_from_what_it_learned_without_labels(objective: str, folder
     assert naive[0] == at_start[0] and len(set(naive)) > 1, "fine-tuning moves the weights"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", FILES)
 def test_what_is_asked_of_test_samples_is_the_same_each_time(objective: str, folder: Path) -> None:
     file, cpu = folder / "scenario.yaml", torch.device("cpu")
@@ -235,6 +240,7 @@ def test_what_is_asked_of_test_samples_is_the_same_each_time(objective: str, fol
         assert 1 < 4 * (before[1] or 0) < (start.perplexity(context._untrained(), cpu) or 0)
 
 
+@pytest.mark.slow
 def test_perplexity_and_accuracy_are_those_of_a_sum_written_out(folder: Path) -> None:
     file, cpu = folder / "scenario.yaml", torch.device("cpu")
     file.write_text(CAUSAL)
@@ -278,6 +284,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_same_starts_to_the_bit(folder: Path) -> None:
     ours, theirs = folder / "ours", folder / "theirs"
     for name, content in FILES.items():
@@ -292,6 +299,7 @@ def test_another_process_makes_the_same_starts_to_the_bit(folder: Path) -> None:
     assert contents[0] == contents[1] and len(contents[0]) == len(FILES)
 
 
+@pytest.mark.slow
 def test_each_setting_of_an_objective_makes_another_start(folder: Path) -> None:
     file, made = folder / "scenario.yaml", []
     content = IMAGES.replace("epochs: 12,", "epochs: 1,")
@@ -315,6 +323,7 @@ def test_the_augmentation_of_the_stage_is_its_own(folder: Path) -> None:
     assert "augment" not in run.pretrain and run.pretrain["temperature"] == 0.5 and "share" not in run.pretrain
 
 
+@pytest.mark.slow
 def test_a_resolved_file_is_the_same_experiment(folder: Path) -> None:
     for content in FILES.values():
         (folder / "scenario.yaml").write_text(content)
