@@ -14,20 +14,12 @@ import torch
 
 from forgetlab import plugins
 from forgetlab.arrays import as_tensor
-from forgetlab.plugins import OptionError
 from forgetlab.scenario import Dataset, dataset
+from helpers.data import refused
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 100, 0), "blue": (0, 0, 50)}
-
-
-def refused(name: str, option: str | None = None, **options: Any) -> str:
-    with pytest.raises(OptionError) as error:
-        dataset({"name": name, **options})
-    assert error.value.option == option
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def arrays(folder: Path, **named: Any) -> Path:

@@ -14,6 +14,7 @@ from forgetlab.options import OptionsError
 from forgetlab.plugins import OptionError
 from forgetlab.scenario import Dataset, dataset
 from forgetlab.table import held_out_rows, thinned
+from helpers import data
 
 Frame = dict[str, Any]
 
@@ -37,11 +38,7 @@ def divided(folder: Path, train: Frame, test: Frame, **options: Any) -> Dataset:
 
 
 def refused(path: Path, option: str | None = None, **options: Any) -> str:
-    with pytest.raises(OptionError) as error:
-        read(path, **options)
-    assert error.value.option == option
-    assert "\n" not in str(error.value)
-    return str(error.value)
+    return data.refused("table", option, **{"path": str(path), "label": "species", **options})
 
 
 def many(n: int = 40) -> Frame:

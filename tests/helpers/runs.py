@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from torch import Tensor
 
 from forgetlab import config, engine
 from forgetlab.description import Budget, Experiment, Protocol, Run, Strategy, Train
@@ -83,3 +86,23 @@ def learned_late(strategy: Strategy, seed: int) -> float:
 def contents(folder: RunFolder) -> dict[str, bytes]:
     """The files of a run, by their paths in its folder."""
     return {str(p.relative_to(folder.path)): p.read_bytes() for p in folder.path.rglob("*") if p.is_file()}
+
+
+ISOLATED = """
+name: tiny
+scenario: {{name: split_digits, setting: {setting}, n_tasks: {n_tasks}}}
+model: {{name: vit, width: 16, depth: 1, patch: 4}}
+protocol: {{budget: {{epochs: {epochs}}}}}
+train: {{lr: 1e-2, batch_size: 32}}
+strategies: [{{{entry}}}]
+"""
+
+
+def isolated(
+    folder: Path, entry: str, setting: str = "task-incremental", n_tasks: int = 5, epochs: int = 2
+) -> tuple[Run, Result, list[Mapping[str, Tensor]]]:
+    """A run of one entry on digits with a small vision transformer, its result, and what it stored of each task."""
+    experiment = loaded(folder, ISOLATED.format(entry=entry, setting=setting, n_tasks=n_tasks, epochs=epochs))
+    run, events = experiment.run(experiment.strategies[0], 0), list[Any]()
+    result = engine.run(run, events.append)
+    return run, result, [event.tensors for event in events if isinstance(event, engine.TaskEnded)]

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import engine
 from forgetlab.checks import isolation
-from forgetlab.config import load
-from forgetlab.engine import TaskEnded
 from forgetlab.isolation import Isolation, Site
 from forgetlab.metrics import forgetting, learning_accuracy
 from forgetlab.models import MLP, Block, ViT
 from forgetlab.plugins import Plugin
 from forgetlab.strategies.isolation.adapter import Adapter, Bottleneck
+from helpers import runs
 from helpers.modules import attached, features
 
 IMAGES = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -158,20 +156,9 @@ def test_near_the_identity_is_not_the_identity(broken: type[Adapter]) -> None:
 
 @pytest.mark.slow
 def test_a_run_on_digits_learns_each_task_and_stores_what_it_says(tmp_path: Path) -> None:
-    file = tmp_path / "adapter.yaml"
-    file.write_text(
-        "name: tiny\n"
-        "scenario: {name: split_digits, setting: task-incremental, n_tasks: 5}\n"
-        "model: {name: vit, width: 16, depth: 1, patch: 4}\n"
-        "protocol: {budget: {epochs: 2}}\n"
-        "train: {lr: 1e-2, batch_size: 32}\n"
-        "strategies: [isolation: {name: adapter, bottleneck: 8}]\n"
-    )
-    experiment, events = load(file), list[engine.Event]()
-    result = engine.run(experiment.run(experiment.strategies[0], 0), events.append)
+    _, result, stored = runs.isolated(tmp_path, "isolation: {name: adapter, bottleneck: 8}")
     assert forgetting(result.accuracy) == 0.0
     assert (learning_accuracy(result.accuracy) or 0) > 0.8  # chance is 0.5
     module, head = 2 * (2 * 8 * 16 + 16 + 8), 2 * 16 + 2
     assert result.counts["per_task"]["trainable"] == [module + head] * 5
-    stored = [event.tensors for event in events if isinstance(event, TaskEnded)]
     assert [sum(t.numel() for t in tensors.values()) for tensors in stored] == [module + head] * 5

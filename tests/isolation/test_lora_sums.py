@@ -11,11 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import engine
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.config import load
-from forgetlab.engine import TaskEnded
 from forgetlab.isolated import IsolatedNetwork
 from forgetlab.isolation import Isolation, Site
 from forgetlab.metrics import learning_accuracy
@@ -23,6 +20,7 @@ from forgetlab.strategies.isolation.inflora import InfLoRA
 from forgetlab.strategies.isolation.lora import LoRA
 from forgetlab.strategies.isolation.o_lora import OLoRA
 from forgetlab.strategies.isolation.sd_lora import SDLoRA
+from helpers import runs
 from helpers.networks import isolated
 
 RANK, TASKS = 4, 3
@@ -256,19 +254,8 @@ def test_a_is_orthonormal_over_root_3_and_fixed() -> None:
 
 @pytest.mark.parametrize("name", list(SUMS))
 def test_a_run_on_digits(tmp_path: Path, name: str) -> None:
-    file = tmp_path / "sums.yaml"
-    file.write_text(
-        "name: tiny\n"
-        "scenario: {name: split_digits, setting: class-incremental, n_tasks: 5}\n"
-        "model: {name: vit, width: 16, depth: 1, patch: 4}\n"
-        "protocol: {budget: {epochs: 2}}\n"
-        "train: {lr: 1e-2, batch_size: 32}\n"
-        f"strategies: [isolation: {{name: {name}, rank: 2}}]\n"
-    )
-    experiment, events = load(file), list[engine.Event]()
-    result = engine.run(experiment.run(experiment.strategies[0], 0), events.append)
+    _, result, stored = runs.isolated(tmp_path, f"isolation: {{name: {name}, rank: 2}}", "class-incremental")
     assert (learning_accuracy(result.accuracy) or 0) > 0.15
-    stored = [event.tensors for event in events if isinstance(event, TaskEnded)]
     if name == "sd_lora":  # it grows after the optimizer was built, and is trained all the same
         magnitudes = [tensors["module.magnitudes"] for tensors in stored]
         assert [len(each) for each in magnitudes] == [1, 2, 3, 4, 5]

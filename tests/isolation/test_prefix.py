@@ -13,17 +13,16 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import checks, engine
+from forgetlab import checks
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import FAMILIES, tiny
-from forgetlab.config import load
-from forgetlab.engine import TaskEnded
 from forgetlab.isolated import IsolatedNetwork
 from forgetlab.isolation import Site
 from forgetlab.metrics import forgetting, learning_accuracy
 from forgetlab.models import MLP, Attention, Block, Positions, ViT
 from forgetlab.plugins import OptionError, Plugin
 from forgetlab.strategies.isolation.prefix import Prefix
+from helpers import runs
 from helpers.modules import features
 
 LENGTH, WIDTH, DEPTH, HEADS, HIDDEN = 3, 16, 2, 2, 24
@@ -256,23 +255,13 @@ def test_a_prefix_that_is_not_the_trained_one_is_found() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("reparameterization", ["flat", "mlp"])
 def test_a_run_on_digits_learns_each_task_and_keeps_the_prefix_alone(tmp_path: Path, reparameterization: str) -> None:
-    file = tmp_path / "prefix.yaml"
-    file.write_text(
-        "name: tiny\n"
-        "scenario: {name: split_digits, setting: task-incremental, n_tasks: 5}\n"
-        "model: {name: vit, width: 16, depth: 1, patch: 4}\n"
-        "protocol: {budget: {epochs: 2}}\n"
-        "train: {lr: 1e-2, batch_size: 32}\n"
-        f"strategies: [isolation: {{name: prefix, reparameterization: {reparameterization}}}]\n"
-    )
-    experiment, events = load(file), list[engine.Event]()
-    result = engine.run(experiment.run(experiment.strategies[0], 0), events.append)
+    entry = f"isolation: {{name: prefix, reparameterization: {reparameterization}}}"
+    _, result, stored = runs.isolated(tmp_path, entry)
     assert forgetting(result.accuracy) == 0.0
     assert (learning_accuracy(result.accuracy) or 0) > 0.8  # chance is 0.5
     flat, head = 2 * 10 * 16, 2 * 16 + 2
     mlp = 10 * 16 + 16 * 512 + 512 + 512 * 2 * 16 + 2 * 16
     assert result.counts["per_task"]["trainable"] == [(mlp if reparameterization == "mlp" else flat) + head] * 5
-    stored = [event.tensors for event in events if isinstance(event, TaskEnded)]
     assert [sum(t.numel() for t in tensors.values()) for tensors in stored] == [flat + head] * 5
     backbone = result.counts["total"]["parameters"] - 5 * (flat + head)
     assert backbone == sum(p.numel() for p in ViT((1, 8, 8), width=16, depth=1).parameters())

@@ -11,10 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import engine
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import HEADS, LAYERS, WIDTH, samples, tiny
-from forgetlab.config import load
 from forgetlab.isolation import OptionError
 from forgetlab.models import ViT
 from forgetlab.plugins import Plugin
@@ -23,6 +21,7 @@ from forgetlab.strategies.isolation.dual_prompt import DualPrompt
 from forgetlab.strategies.isolation.l2p import L2P
 from forgetlab.strategies.isolation.prefix import Prefix
 from forgetlab.strategies.isolation.prompt import Prompt
+from helpers import runs
 from helpers.modules import attached
 from helpers.networks import isolated
 
@@ -213,17 +212,8 @@ def test_components_stand_in_the_first_five_layers_or_where_they_are_wanted() ->
 )
 def test_a_run_on_digits_whose_tasks_are_not_told(tmp_path: Path, method: str, own: int, shared: int) -> None:
     router = ", router: key_query" if method == "dual_prompt" else ""  # the others speak for all tasks
-    file = tmp_path / "pool.yaml"
-    file.write_text(
-        "name: tiny\n"
-        "scenario: {name: split_digits, setting: class-incremental, n_tasks: 2}\n"
-        "model: {name: vit, width: 16, depth: 1, patch: 4}\n"
-        "protocol: {budget: {epochs: 2}}\n"
-        "train: {lr: 1e-2, batch_size: 32}\n"
-        f"strategies:\n  - {{isolation: {{name: {method}}}{router}}}\n"
-    )
-    experiment = load(file)
-    result = engine.run(experiment.run(experiment.strategies[0], 0), lambda _: None)
+    entry = f"isolation: {{name: {method}}}{router}"
+    _, result, _ = runs.isolated(tmp_path, entry, "class-incremental", n_tasks=2)
     assert (result.accuracy[0][0] or 0) > 0.3  # chance is 0.2
     counts, head = result.counts["per_task"], 5 * 16 + 5
     assert counts["trainable"] == [own + shared + head] * 2

@@ -18,13 +18,12 @@ from torch.nn import functional as F
 from forgetlab import engine
 from forgetlab.assembly import built
 from forgetlab.checks import router as router_checks
-from forgetlab.config import load
 from forgetlab.description import Run
-from forgetlab.engine import TaskEnded
 from forgetlab.isolated import IsolatedNetwork
 from forgetlab.isolation import Isolation, Router
 from forgetlab.plugins import Plugin
 from forgetlab.seeding import drawn_from, generator
+from forgetlab.store import Result
 from forgetlab.strategies.isolation.entropy import LowestEntropy, normalised_entropy
 from forgetlab.strategies.isolation.key_query import KeyQuery
 from forgetlab.strategies.isolation.kmeans import KMeansKeys, clusters
@@ -32,6 +31,7 @@ from forgetlab.strategies.isolation.lora import LoRA
 from forgetlab.strategies.isolation.mahalanobis import Mahalanobis
 from forgetlab.strategies.isolation.max_probability import LargestProbability, log_doubt
 from forgetlab.strategies.isolation.union import UnionOfHeads
+from helpers import runs
 
 NO_FEATURES = torch.empty(1, 0)
 
@@ -335,21 +335,9 @@ def test_a_stored_router_learns_on(kind: Callable[[], Any]) -> None:
     assert torch.equal(torch.random.get_rng_state(), drawn)
 
 
-def run(tmp_path: Path, router: str) -> tuple[Run, engine.Result, list[Mapping[str, Tensor]]]:
+def run(folder: Path, router: str) -> tuple[Run, Result, list[Mapping[str, Tensor]]]:
     """A run with a prefix per task, and what it stored of each task."""
-    file = tmp_path / "router.yaml"
-    file.write_text(
-        "name: tiny\n"
-        "scenario: {name: split_digits, setting: class-incremental, n_tasks: 5}\n"
-        "model: {name: vit, width: 16, depth: 1, patch: 4}\n"
-        "protocol: {budget: {epochs: 2}}\n"
-        "train: {lr: 1e-2, batch_size: 32}\n"
-        f"strategies: [{{isolation: prefix, router: {router}}}]\n"
-    )
-    experiment, events = load(file), list[engine.Event]()
-    description = experiment.run(experiment.strategies[0], 0)
-    result = engine.run(description, events.append)
-    return description, result, [event.tensors for event in events if isinstance(event, TaskEnded)]
+    return runs.isolated(folder, f"isolation: prefix, router: {router}", "class-incremental")
 
 
 @torch.no_grad()

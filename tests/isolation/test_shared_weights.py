@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import checks, engine
+from forgetlab import checks
 from forgetlab.attachment import standing_in
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples
 from forgetlab.checks.isolation import loss, start, train
-from forgetlab.config import load
 from forgetlab.isolated import IsolatedNetwork
 from forgetlab.metrics import forgetting
 from forgetlab.plugins import Plugin
@@ -22,6 +21,7 @@ from forgetlab.seeding import drawn_from, generator
 from forgetlab.strategies.isolation.diff_pruning import DiffPruning
 from forgetlab.strategies.isolation.hat import HAT
 from forgetlab.strategies.isolation.packnet import PackNet
+from helpers import runs
 from helpers.networks import isolated
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -446,17 +446,7 @@ def test_a_stronger_penalty_opens_fewer_units() -> None:
     ],
 )
 def test_a_run_on_digits_forgets_nothing(tmp_path: Any, method: str) -> None:
-    file = tmp_path / "run.yaml"
-    file.write_text(
-        "name: tiny\n"
-        "scenario: {name: split_digits, setting: task-incremental, n_tasks: 5}\n"
-        "model: {name: vit, width: 16, depth: 1, patch: 4}\n"
-        "protocol: {budget: {epochs: 1}}\n"
-        "train: {lr: 1e-2, batch_size: 32}\n"
-        f"strategies: [isolation: {method}]\n"
-    )
-    experiment = load(file)
-    result = engine.run(experiment.run(experiment.strategies[0], 0))
+    _, result, _ = runs.isolated(tmp_path, f"isolation: {method}", epochs=1)
     assert forgetting(result.accuracy) == 0.0
 
 

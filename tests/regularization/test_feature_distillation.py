@@ -16,11 +16,12 @@ from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
 from forgetlab.regularization import logits
 from forgetlab.seeding import drawn_from, generator
+from helpers.data import two_classes
+from helpers.networks import opened
 
 
 def data(task: int, n: int = 6) -> Batch:
-    x = torch.randn(n, 4, generator=generator("features", task))
-    return Batch(x, 2 * task + torch.arange(n) % 2, torch.full((n,), task))
+    return two_classes("features", task, n)
 
 
 def network(tasks: int = 1, **options: Any) -> SharedNetwork:
@@ -28,9 +29,7 @@ def network(tasks: int = 1, **options: Any) -> SharedNetwork:
         backbone = MLP((4,), (5, 12))
         backbone.layers[0].extend([nn.BatchNorm1d(5), nn.Dropout(0.5)])  # type: ignore[operator]
         model = SharedNetwork(backbone, **options)
-    for task in range(tasks):
-        model.open(task, [2 * task, 2 * task + 1])
-    return model
+    return opened(model, tasks)
 
 
 def built(**options: Any) -> Any:

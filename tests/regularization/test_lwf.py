@@ -17,23 +17,21 @@ from forgetlab.models import MLP
 from forgetlab.network import MASK, SharedNetwork
 from forgetlab.plugins import Plugin
 from forgetlab.regularization import frozen_copy, logits
-from forgetlab.seeding import drawn_from, generator
+from forgetlab.seeding import generator
 from forgetlab.strategies.regularization.lwf import LwF
+from helpers import networks
+from helpers.data import two_classes
+from helpers.networks import opened
 
 T = 2.0
 
 
 def data(task: int, n: int = 6) -> Batch:
-    x = torch.randn(n, 4, generator=generator("lwf", task))
-    return Batch(x, 2 * task + torch.arange(n) % 2, torch.full((n,), task))
+    return two_classes("lwf", task, n)
 
 
 def network(tasks: int, **options: Any) -> SharedNetwork:
-    with drawn_from("lwf"):
-        model = SharedNetwork(MLP((4,), (5,)), n_classes=8, **options)
-    for task in range(tasks):
-        model.open(task, [2 * task, 2 * task + 1])
-    return model
+    return opened(networks.network(n_classes=8, **options), tasks)
 
 
 def disturb(model: nn.Module) -> None:

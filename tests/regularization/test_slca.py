@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from forgetlab import engine, gaussians, plugins
 from forgetlab.batch import Batch
-from forgetlab.config import load
 from forgetlab.network import SharedNetwork
 from forgetlab.options import OptionError
 from forgetlab.seeding import generator
 from forgetlab.yaml_file import FileErrors
+from helpers.networks import opened
 from helpers.runs import final, finals, loaded
 
 WIDTH = 6
@@ -48,10 +48,7 @@ class Identity(nn.Module):
 def network(tasks: int, **options: Any) -> SharedNetwork:
     """Two classes in each task."""
     torch.manual_seed(0)
-    model = SharedNetwork(Identity(), **options)
-    for task in range(tasks):
-        model.open(task, [2 * task, 2 * task + 1])
-    return model.eval()
+    return opened(SharedNetwork(Identity(), **options), tasks).eval()
 
 
 def batches(x: Tensor, y: Tensor, size: int) -> list[Batch]:
@@ -218,9 +215,8 @@ def test_heads_of_single_tasks_are_refused(tmp_path: Path) -> None:
         slca().check(network(1, task_known=True, head="per-task"))
     slca().check(network(1))
     text = FILE.replace("growing", "per-task").replace("class-incremental", "task-incremental")
-    (tmp_path / "file.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(FileErrors, match="no task can have a head of its own"):
-        load(tmp_path / "file.yaml")
+        loaded(tmp_path, text)
 
 
 FILE = """

@@ -20,7 +20,6 @@ from forgetlab.avalanche_api import (
 )
 from forgetlab.batch import Batch
 from forgetlab.checks import rehearsal as checks
-from forgetlab.config import load
 from forgetlab.data import to_benchmark
 from forgetlab.learners import byte_count
 from forgetlab.network import MASK
@@ -29,6 +28,7 @@ from forgetlab.replay import Memory
 from forgetlab.scenario import Samples
 from forgetlab.seeding import generator
 from helpers.networks import bare, network
+from helpers.runs import loaded
 from helpers.streams import in_pairs, opposed, under_one_label
 from helpers.training import SEED, Stock, difference, learned
 
@@ -155,12 +155,11 @@ def test_der_without_its_logits_is_found() -> None:
 
 
 def test_a_scenario_file_gives_it_to_a_memory(tmp_path: Path) -> None:
-    (tmp_path / "file.yaml").write_text(
+    text = (
         "name: x\nscenario: split_digits\nmodel: mlp\nreferences: []\nstrategies:\n"
-        "  - replay: {memory: reservoir, capacity: 500, rehearsal: der++, alpha: 0.7}\n",
-        encoding="utf-8",
+        "  - replay: {memory: reservoir, capacity: 500, rehearsal: der++, alpha: 0.7}\n"
     )
-    (entry,) = load(tmp_path / "file.yaml").strategies
+    (entry,) = loaded(tmp_path, text).strategies
     assert entry.name == "reservoir+der++" and entry.replay is not None
     assert entry.replay.memory == {"name": "reservoir", "capacity": 500, "ratio": 1.0}
     assert entry.replay.rehearsal == {"name": "der++", "alpha": 0.7, "beta": 0.5}

@@ -14,20 +14,16 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import engine, plugins
+from forgetlab import plugins
 from forgetlab.avalanche_api import stock_class
 from forgetlab.batch import Batch
-from forgetlab.config import load
 from forgetlab.seeding import generator
 from forgetlab.teacher import gradient
+from helpers.networks import bare
+from helpers.runs import finals, loaded
 
 BATCH, CAPACITY, SUBSETS = 10, 40, 3
 STEPS = 30
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
 
 
 def stream() -> Iterator[Batch]:
@@ -55,7 +51,7 @@ def learn(model: nn.Module, batch: Batch) -> None:
 def both(memory: Any) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Our scores and labels and Avalanche's after each batch: equal weights, batches and draws for each."""
     theirs: Any = stock_class("plugin", "GSS_greedyPlugin")(CAPACITY, SUBSETS, [6])
-    memory.model = model = network()
+    memory.model = model = bare(4, hidden=8)
     for step, batch in enumerate(stream()):
         learn(model, batch)
         torch.manual_seed(step)
@@ -103,7 +99,7 @@ def test_other_gradients_are_found() -> None:
 def test_a_score_is_the_highest_cosine() -> None:
     """By plain backward passes; batches of the memory that is known are all of it here, in one."""
     memory, batches = gss(capacity=2 * BATCH, subsets=1), list(stream())
-    memory.model = model = network()
+    memory.model = model = bare(4, hidden=8)
     memory.store(batches[0], torch.empty(0), generator("g"))
     assert torch.equal(memory.slots.tensors["score"][:BATCH], torch.full((BATCH,), 0.1))
     memory.store(batches[12], torch.empty(0), generator("g"))
@@ -145,7 +141,7 @@ def test_the_chance_to_take_a_place_is_that_of_algorithm_2(kind: type | None, ri
 
 def test_a_batch_that_is_like_what_is_kept_changes_nothing() -> None:
     memory, first = gss(capacity=BATCH), next(stream())
-    memory.model = network()
+    memory.model = bare(4, hidden=8)
     for _ in range(3):
         memory.store(first, torch.empty(0), generator("like"))
     assert torch.equal(memory.slots.tensors["x"], first.x)
@@ -154,13 +150,13 @@ def test_a_batch_that_is_like_what_is_kept_changes_nothing() -> None:
 def test_equal_scores_and_a_batch_larger_than_the_memory() -> None:
     """Avalanche's stops at both: there is no place above the lowest, and no batch of the memory as large."""
     memory, batches = gss(capacity=6), list(stream())
-    memory.model = network()
+    memory.model = bare(4, hidden=8)
     memory.store(batches[0], torch.empty(0), generator("large"))
     assert len(memory.slots) == 6 and len(set(memory.slots.tensors["score"].tolist())) == 1
     memory.store(batches[12], torch.empty(0), generator("large"))
     assert len(memory.slots) == 6
     theirs: Any = stock_class("plugin", "GSS_greedyPlugin")(6, SUBSETS, [6])
-    strategy = SimpleNamespace(model=network(), mb_x=batches[0].x, mb_y=batches[0].y, device="cpu")
+    strategy = SimpleNamespace(model=bare(4, hidden=8), mb_x=batches[0].x, mb_y=batches[0].y, device="cpu")
     strategy._criterion = F.cross_entropy
     theirs.after_forward(strategy)
     with pytest.raises(ValueError, match="empty"):
@@ -191,7 +187,7 @@ def test_the_model_stays_as_it_is_where_avalanches_adds_to_its_gradients() -> No
 
 
 def test_frozen_parameters_and_those_that_no_answer_uses_are_no_obstacle() -> None:
-    model: Any = network()
+    model: Any = bare(4, hidden=8)
     model[0].weight.requires_grad_(False)
     model.idle = nn.Parameter(torch.ones(3))
     model.forward = lambda x: nn.Sequential.forward(nn.Sequential(model[0], model[1], model[2]), x)
@@ -213,9 +209,7 @@ seeds: [0, 1, 2]
 
 
 def test_it_beats_naive_training(tmp_path: Path) -> None:
-    (tmp_path / "file.yaml").write_text(FILE, encoding="utf-8")
-    found = [engine.run(run).metrics["average_accuracy"] or 0.0 for run in load(tmp_path / "file.yaml").runs()]
-    naive, method = found[:3], found[3:]
+    naive, method = finals(tmp_path, FILE).values()
     print(f"naive {naive}, gss {method}")
     assert all(ours > theirs + 0.15 for ours, theirs in zip(method, naive, strict=True))
 
@@ -224,9 +218,8 @@ def test_it_beats_naive_training(tmp_path: Path) -> None:
 def test_with_samples_that_are_kept_inside_it_is_refused(tmp_path: Path, more: str) -> None:
     """It puts them through the whole network."""
     text = FILE.replace("[32]", "[32, 32]").replace("{memory: gss", f"{{{more}memory: gss")
-    (tmp_path / "file.yaml").write_text(text, encoding="utf-8")
     if more:
         with pytest.raises(ValueError, match="gss reads samples as they came"):
-            load(tmp_path / "file.yaml")
+            loaded(tmp_path, text)
     else:
-        load(tmp_path / "file.yaml")
+        loaded(tmp_path, text)

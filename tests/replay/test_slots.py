@@ -12,7 +12,6 @@ from torch import Tensor
 
 from forgetlab import engine, plugins
 from forgetlab.batch import Batch
-from forgetlab.config import load
 from forgetlab.data import to_benchmark
 from forgetlab.ledger import byte_count
 from forgetlab.models import MLP
@@ -21,6 +20,7 @@ from forgetlab.replay import Memory
 from forgetlab.scenario import Samples, Scenario, as_input
 from forgetlab.seeding import generator
 from forgetlab.slots import Slots
+from helpers.runs import loaded
 from helpers.streams import in_pairs
 from helpers.training import learned
 
@@ -122,6 +122,6 @@ def test_a_file_keeps_bytes_where_the_stream_holds_bytes(
     tmp_path: Path, data: str, more: str, of_a_sample: int
 ) -> None:
     """And numbers where it holds numbers, or where samples are kept inside of the network."""
-    (tmp_path / "file.yaml").write_text(FILE.format(data=data, more=more), encoding="utf-8")
-    total: dict[str, Any] = engine.run(load(tmp_path / "file.yaml").runs()[0]).counts["total"]
+    (run, *_) = loaded(tmp_path, FILE.format(data=data, more=more)).runs()
+    total: dict[str, Any] = engine.run(run).counts["total"]
     assert total["memory_bytes"] == 20 * (of_a_sample + 8 + 8)

@@ -17,16 +17,14 @@ from forgetlab.fisher import RULES, Measure, Variant, covered, fisher, layer_wis
 from forgetlab.models import MLP, Block, ViT
 from forgetlab.network import SharedNetwork
 from forgetlab.seeding import generator
+from helpers.networks import opened
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 MEASURES: tuple[Measure, ...] = (*VARIANTS, "norm")
 
 
 def network(backbone: nn.Module, **options: Any) -> nn.Module:
-    model = SharedNetwork(backbone, **options)
-    model.open(0, [0, 1])
-    model.open(1, [2, 3])
-    return model.double().eval()
+    return opened(SharedNetwork(backbone, **options), 2).double().eval()
 
 
 def mlp(**options: Any) -> nn.Module:

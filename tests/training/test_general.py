@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from forgetlab import engine, plugins
 from forgetlab.avalanche_api import SupervisedPlugin
-from forgetlab.config import load
 from forgetlab.data import to_benchmark
 from forgetlab.general import General
 from forgetlab.learners import Context, Sequential
@@ -246,8 +245,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def prepared(folder: Path, text: str, strategy: str = "general") -> Sequential:
-    (folder / "file.yaml").write_text(text, encoding="utf-8")
-    run = next(run for run in load(folder / "file.yaml").runs() if run.strategy.name == strategy)
+    run = next(run for run in runs.loaded(folder, text).runs() if run.strategy.name == strategy)
     engine.set_process(run)
     scenario = engine.load_scenario(run)
     learner = Sequential()
@@ -314,9 +312,8 @@ def test_the_set_is_kept_as_it_came_and_counted(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_general_is_refused(tmp_path: Path, more: str, message: str) -> None:
-    (tmp_path / "file.yaml").write_text(
-        f"name: x\nscenario: split_digits\nmodel: mlp\nreferences: []\nstrategies: [{{replay: {{general: {more}}}}}]\n",
-        encoding="utf-8",
+    text = (
+        f"name: x\nscenario: split_digits\nmodel: mlp\nreferences: []\nstrategies: [{{replay: {{general: {more}}}}}]\n"
     )
     with pytest.raises(FileErrors, match=message):
-        load(tmp_path / "file.yaml")
+        runs.loaded(tmp_path, text)
