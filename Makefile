@@ -7,12 +7,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench bench-large data lint readme
+.PHONY: help setup run test test-fast test-times bench bench-large data lint readme
 
 help:
 	@echo "make setup   install into .venv (Python 3.11 or newer; another one: PYTHON=python3.12)"
 	@echo "make run     the example experiments, class- and task-incremental"
 	@echo "make test    all tests"
+	@echo "make test-fast    those that take less than about a second each; three minutes on two cores"
+	@echo "make test-times   all tests, and at the end where the mark \`slow\` does not fit the time"
 	@echo "make bench   what the loop costs beside the arithmetic, and against stock Avalanche"
 	@echo "make bench-large   training from a file larger than the memory that is allowed"
 	@echo "make data    the data sets that do not come with the packages"
@@ -45,8 +47,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 run: setup
 	$(BIN)/forgetlab run experiments/split_digits.yaml experiments/split_digits_task.yaml
 
+# A worker with nothing left to do takes tests over from another, of the same file too.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra -n auto --dist worksteal
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra -n auto --dist loadfile
+	$(TEST)
+
+test-fast: setup
+	$(TEST) -m "not slow"
+
+test-times: setup
+	$(TEST) --times
 
 bench: setup
 	$(BIN)/python -m benchmarks
@@ -70,4 +81,4 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 readme: setup
-	FORGETLAB_WRITE_README=1 $(BIN)/python -m pytest -q tests/test_readme.py -k table
+	FORGETLAB_WRITE_README=1 $(BIN)/python -m pytest -q tests/claims/test_readme.py -k table

@@ -1,0 +1,289 @@
+"""Finished work is found again by what determines its numbers, and by nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forgetlab import engine, fingerprint, plugins, session
+from forgetlab.description import Experiment, Run
+from forgetlab.engine import TaskEnded
+from forgetlab.fingerprint import run_key
+from forgetlab.session import RunEnded, RunFound, carry_out
+from forgetlab.store import RunFolder, Store
+from helpers import runs
+from helpers.commands import invoke
+from helpers.runs import contents
+
+FILE = """
+name: first
+scenario: {name: split_digits, n_tasks: 3}
+model: {name: mlp, hidden: [8]}
+references: [naive]
+strategies:
+  - isolation: {name: lora, rank: 2, sites: [mlp.in]}
+    name: lora
+"""
+MODEL = """
+from torch import nn
+from forgetlab.plugins import register
+
+@register("model", "session_model")
+class SessionModel(nn.Module):
+    def __init__(self, input_shape, width: int = 8) -> None:
+        super().__init__()
+        self.layer, self.n_features = nn.Linear(64, width), width
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+"""
+
+
+def experiment(folder: Path, *changes: tuple[str, str]) -> Experiment:
+    return runs.loaded(folder, FILE, *changes)
+
+
+def carried_out(given: Experiment, root: Path, **options: Any) -> tuple[list[RunFolder], list[str]]:
+    """The folders, and for each run whether it was found or trained."""
+    events: list[str] = []
+
+    def note(event: object) -> None:
+        if isinstance(event, (RunFound, RunEnded)):
+            events.append("found" if isinstance(event, RunFound) else "trained")
+
+    return carry_out(given, Store(root), report=note, **options), events
+
+
+def first_run(given: Experiment) -> Run:
+    return given.runs()[0]
+
+
+def key_of(run: Run) -> str:
+    engine.set_process(run)
+    return run_key(run, engine.load_scenario(run))
+
+
+def results(folders: list[RunFolder]) -> list[dict[str, Any]]:
+    return [json.loads((folder.path / "result.json").read_text(encoding="utf-8")) for folder in folders]
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    plugins.discover()
+    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))
+    monkeypatch.setattr(plugins, "_files", dict(plugins._files))
+
+
+def test_finished_work_is_found_under_another_experiment_name(tmp_path: Path) -> None:
+    old, how = carried_out(experiment(tmp_path), tmp_path / "runs")
+    assert how == ["trained", "trained"]
+    new, how = carried_out(experiment(tmp_path, ("name: first", "name: second")), tmp_path / "runs")
+    assert how == ["found", "found"]
+    for one, other in zip(old, new, strict=True):
+        assert other.path.parts[-3:-2] == ("second",)
+        assert contents(one) == contents(other)
+    assert "modules/task-2.safetensors" in contents(new[1])
+
+
+def test_finished_work_is_found_under_another_strategy_name(tmp_path: Path) -> None:
+    old, _ = carried_out(experiment(tmp_path), tmp_path / "runs")
+    new, how = carried_out(experiment(tmp_path, ("name: lora\n", "name: mine\n")), tmp_path / "runs")
+    assert how == ["found", "found"]
+    before, after = results(old)[1], results(new)[1]
+    assert (before["strategy"], after["strategy"]) == ("lora", "mine")
+    assert before == after | {"strategy": "lora"}
+    assert {**contents(old[1]), "result.json": b"", "config.yaml": b""} == {
+        **contents(new[1]),
+        "result.json": b"",
+        "config.yaml": b"",
+    }
+    assert new[1].description() == {
+        **old[1].description(),
+        "strategy": {**old[1].description()["strategy"], "name": "mine"},
+    }
+
+
+def test_finished_work_with_other_settings_is_set_aside_and_found_when_they_come_back(tmp_path: Path) -> None:
+    settings = ("references:", "train: {lr: 0.1}\nreferences:")
+    (old, *_), _ = carried_out(experiment(tmp_path), tmp_path / "runs")
+    before = contents(old)
+    (new, *_), how = carried_out(experiment(tmp_path, settings), tmp_path / "runs")
+    assert how == ["trained", "trained"]
+    assert new == old and contents(new) != before
+    changed = contents(new)
+    (back, *_), how = carried_out(experiment(tmp_path), tmp_path / "runs")
+    assert how == ["found", "found"]
+    assert contents(back) == before
+    (again, *_), how = carried_out(experiment(tmp_path, settings), tmp_path / "runs")
+    assert how == ["found", "found"] and contents(again) == changed
+
+
+def test_a_result_of_another_description_is_never_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second half shows that the first can fail: with a key that ignores the description it would."""
+    longer = ("references:", "name: longer\nprotocol: {budget: {epochs: 9}}\nreferences:"), ("name: first\n", "")
+
+    def accuracies(root: Path) -> list[Any]:
+        one, _ = carried_out(experiment(tmp_path), root)
+        other, _ = carried_out(experiment(tmp_path, *longer), root)
+        return [results(folders)[0]["accuracy"] for folders in (one, other)]
+
+    one, other = accuracies(tmp_path / "runs")
+    assert one != other
+    monkeypatch.setattr(session, "run_key", lambda *_: "the same for all")
+    one, other = accuracies(tmp_path / "served wrongly")
+    assert one == other
+
+
+@pytest.mark.parametrize("name", ["first", "second"])
+def test_an_unfinished_run_is_never_found(tmp_path: Path, name: str) -> None:
+    def stop(event: object) -> None:
+        if isinstance(event, TaskEnded) and event.task == 1:
+            raise KeyboardInterrupt
+
+    whole, _ = carried_out(experiment(tmp_path), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(experiment(tmp_path), Store(tmp_path / "runs"), report=stop)
+    partial = Store(tmp_path / "runs").folder("first", "naive", 0)
+    assert results([partial])[0]["accuracy"] == results(whole)[0]["accuracy"][:2]
+    assert Store(tmp_path / "runs").find(partial.key or "", first=partial) is None
+    again, how = carried_out(experiment(tmp_path, ("name: first", f"name: {name}")), tmp_path / "runs")
+    assert how == ["trained", "trained"]
+    assert results(again) == results(whole)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"version": 1}', "\xff"])
+def test_a_result_that_cannot_be_read_is_no_result(tmp_path: Path, text: str) -> None:
+    (folder, _), _ = carried_out(experiment(tmp_path), tmp_path / "runs")
+    (folder.path / "result.json").write_text(text, encoding="latin-1")
+    assert folder.result() is None
+    assert carried_out(experiment(tmp_path), tmp_path / "runs")[1] == ["trained", "found"]
+
+
+def test_a_copy_that_is_cut_short_leaves_no_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_short(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    carried_out(experiment(tmp_path), tmp_path / "runs")
+    other = experiment(tmp_path, ("name: first", "name: second"))
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "replace", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(other, Store(tmp_path / "runs"))
+    assert list(Store(tmp_path / "runs").folders("second")) == []
+    assert carried_out(other, tmp_path / "runs")[1] == ["found", "found"]
+
+
+def test_names_are_no_part_of_the_key_and_all_else_is(tmp_path: Path) -> None:
+    key = key_of(first_run(experiment(tmp_path)))
+    run = experiment(tmp_path, ("name: first", "name: second")).runs()[0]
+    assert key_of(run) == key
+    assert key_of(run.model_copy(update={"strategy": run.strategy.model_copy(update={"name": "mine"})})) == key
+    changes = {
+        "seed": 1,
+        "threads": 2,
+        "device": "cuda",
+        "model": {"name": "mlp", "hidden": [9]},
+        "train": run.train.model_copy(update={"lr": 0.2}),
+        "protocol": run.protocol.model_copy(update={"reset_optimizer": False}),
+        "strategy": run.strategy.model_copy(update={"reference": {"name": "joint", "prefixes": "all"}}),
+    }
+    scenario = engine.load_scenario(run)
+    changed = {name: run_key(run.model_copy(update={name: value}), scenario) for name, value in changes.items()}
+    assert len({key, *changed.values()}) == 1 + len(changes)
+    assert run_key(run, replace(scenario, class_names=("?", *scenario.class_names[1:]))) != key
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_change_of_a_plugin_file_changes_the_key(tmp_path: Path) -> None:
+    file, alone = tmp_path / "mine.py", (FILE[FILE.index("strategies:") :], "plugins: [./mine.py]\n")
+
+    def key(code: str) -> str:
+        file.write_text(code, encoding="utf-8")
+        return key_of(first_run(experiment(tmp_path, alone, ("{name: mlp, hidden: [8]}", "session_model"))))
+
+    before = key(MODEL)
+    assert key(MODEL.replace("self.layer(", "2 * self.layer(")) != before
+    assert key(MODEL) == before
+    assert key_of(first_run(experiment(tmp_path, alone))) == key_of(first_run(experiment(tmp_path)))  # not used
+
+
+@pytest.fixture
+def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the core, from which keys are made."""
+    copy = tmp_path / "core"
+    copy.mkdir()
+    for path in Path(fingerprint.__file__).parent.glob("*.py"):
+        shutil.copy(path, copy)
+    monkeypatch.setattr(fingerprint, "__file__", str(copy / "fingerprint.py"))
+    fingerprint.core_digest.cache_clear()
+    yield copy
+    fingerprint.core_digest.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("loop.py", True), ("models.py", True), ("new.py", True), ("cli.py", False)]
+)
+def test_a_change_of_the_core_changes_the_key_but_for_what_only_shows(
+    core: Path, tmp_path: Path, name: str, changes: bool
+) -> None:
+    run = first_run(experiment(tmp_path))
+    before = key_of(run)
+    with (core / name).open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    fingerprint.core_digest.cache_clear()
+    assert (key_of(run) != before) == changes
+
+
+def test_what_only_shows_exists() -> None:
+    here = {path.stem for path in Path(fingerprint.__file__).parent.glob("*.py")}
+    assert here >= fingerprint.EXEMPT
+
+
+def test_timing_tells_where_a_run_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (folder, _), _ = carried_out(experiment(tmp_path), tmp_path / "runs")
+    timing = folder.timing()
+    assert timing["git"] is None and timing["processors"] == os.cpu_count()
+    assert [set(task) for task in timing["tasks"]] == [{"train", "evaluate"}] * 3
+    text = (folder.path / "result.json").read_text(encoding="utf-8")
+    assert str(tmp_path) not in text and "seconds" not in text
+
+
+DIVERGES = """
+name: diverges
+scenario: {name: split_digits, n_tasks: 2}
+model: {name: mlp, hidden: [8]}
+references: [naive]
+strategies:
+  - {regularization: {name: ewc, strength: 1.0}, name: wild, train: {optimizer: sgd, lr: 1e30}}
+"""
+
+
+def test_a_run_that_diverges_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
+    (tmp_path / "scenario.yaml").write_text(DIVERGES)
+    command = ["run", str(tmp_path / "scenario.yaml"), "--runs", str(tmp_path / "runs"), "--no-tracking"]
+    result = invoke(*command)
+    assert result.exit_code == 1
+    assert "wild, seed 0: failed: the loss is nan in task 0, epoch 1" in result.stderr
+    assert "1 of 2 runs failed" in result.stderr and "naive" in result.stdout
+    store = Store(tmp_path / "runs")
+    assert "Diverged" in (store.folder("diverges", "wild", 0).path / "error.txt").read_text()
+    assert store.folder("diverges", "wild", 0).result() is None
+    naive = store.folder("diverges", "naive", 0).result()
+    assert naive is not None and naive.finished
+
+
+def test_a_tracking_store_that_cannot_be_reached_stops_nothing(tmp_path: Path) -> None:
+    text = DIVERGES.split("strategies")[0] + "tracking: {uri: 'http://127.0.0.1:9'}\n"
+    (tmp_path / "scenario.yaml").write_text(text)
+    result = invoke("run", str(tmp_path / "scenario.yaml"), "--runs", str(tmp_path / "runs"))
+    assert result.exit_code == 0 and "naive" in result.stdout
+    assert "MLflow at http://127.0.0.1:9 was not filled" in result.stderr

@@ -1,0 +1,465 @@
+"""Sparse changes, and one network's weights shared out among tasks: diff pruning, PackNet and HAT."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from forgetlab import checks
+from forgetlab.attachment import standing_in
+from forgetlab.checks import isolation
+from forgetlab.checks.backbones import samples
+from forgetlab.checks.isolation import loss, start, train
+from forgetlab.isolated import IsolatedNetwork
+from forgetlab.metrics import forgetting
+from forgetlab.plugins import Plugin
+from forgetlab.seeding import drawn_from, generator
+from forgetlab.strategies.isolation.diff_pruning import DiffPruning
+from forgetlab.strategies.isolation.hat import HAT
+from forgetlab.strategies.isolation.packnet import PackNet
+from helpers import runs
+from helpers.networks import isolated
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+def steps(
+    model: IsolatedNetwork, task: int, n: int = 10, optimizer: str = "adamw", until: float = 1.0, decay: float = 0.1
+) -> None:
+    """Open a task and train it with momentum and weight decay, but do not end it."""
+    (batch,) = start(model, task)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    kinds: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    more = {"momentum": 0.9} if optimizer == "sgd" else {}
+    walk = kinds[optimizer](parameters, lr=0.02, weight_decay=decay, **more)
+    with drawn_from("steps", task):
+        for step in range(n):
+            if step / n >= until:
+                return
+            model.train()
+            model.module_of(task).step(step / n)
+            walk.zero_grad()
+            loss(model, batch).backward()
+            walk.step()
+
+
+def end(model: IsolatedNetwork, task: int) -> None:
+    model.eval()
+    previous = [model.module_of(one) for one in range(task)]
+    model.module_of(task).end([], previous, model.shared, model.backbone)
+
+
+def row(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
+
+
+def one_diff(model: IsolatedNetwork, task: int = 0) -> DiffPruning:
+    module = model.module_of(task)
+    assert isinstance(module, DiffPruning)
+    return module
+
+
+# Diff pruning
+
+
+def theta_0(model: IsolatedNetwork) -> Tensor:
+    return torch.cat([p.flatten() for p in model.backbone.parameters()])
+
+
+@pytest.mark.parametrize("family", ["vit", "mlp", "gpt2", "bert"])
+@pytest.mark.parametrize("budget", [0.005, 0.1])
+def test_it_changes_no_more_entries_than_its_budget_and_no_other(family: str, budget: float) -> None:
+    model = isolated(lambda: DiffPruning(budget), family=family)
+    steps(model, 0)
+    end(model, 0)
+    model.module_of(0).materialise()
+    before, after = theta_0(model), row(standing_in(model.module_of(0), model.backbone))
+    entries = int(budget * len(before)) or 1
+    kept = torch.zeros(len(before), dtype=torch.bool)
+    module = one_diff(model)
+    assert module.kept is not None
+    kept[module.kept] = True
+    assert kept.sum() == entries
+    assert torch.equal(after[~kept], before[~kept])  # to the bit
+    assert 0 < (after != before).sum() <= entries
+    stored = [t for name, t in model.task_tensors(0).items() if name.startswith("module.")]
+    assert sum(t.numel() * t.element_size() for t in stored) == entries * (4 + 4)  # a value and an index each
+
+
+def test_it_trains_twice_the_backbone() -> None:
+    model = isolated(DiffPruning)
+    start(model, 0)
+    assert sum(p.numel() for p in model.module_of(0).parameters()) == 2 * len(theta_0(model))
+
+
+def test_the_largest_of_all_entries_are_kept_and_go_on_training() -> None:
+    """Chosen over all tensors together, by |z w|, at half of the steps; their w moves on from z w."""
+    model = isolated(lambda: DiffPruning(budget=0.05))
+    steps(model, 0, until=0.5)
+    module = one_diff(model)
+    assert module.kept is None
+    sized = module.gated(draw=False).detach()
+    expected = set(sized.abs().argsort(descending=True)[: int(0.05 * len(sized))].tolist())
+    module.step(0.5)
+    assert module.kept is not None and set(module.kept.tolist()) == expected
+    found = row(standing_in(module.eval(), model.backbone)) - theta_0(model)
+    torch.testing.assert_close(found[module.kept], sized[module.kept], rtol=0, atol=1e-6)
+    assert sized[module.kept].all()
+    module.w.grad = None
+    model.train()
+    x = samples(model.backbone, 0)
+    model(x, torch.zeros(len(x), dtype=torch.long)).square().sum().backward()
+    assert module.w.grad is not None and not module.w.grad[1].any()  # gates are no more; w of what is kept trains on
+    reached = module.w.grad[0].nonzero().squeeze(1)
+    assert len(reached) > 0.9 * len(module.kept) and set(reached.tolist()) <= expected
+
+
+def test_what_is_stored_answers_as_what_was_trained_to_the_bit() -> None:
+    model = isolated(lambda: DiffPruning(budget=0.05))
+    steps(model, 0)
+    end(model, 0)
+    model.module_of(0).step(1.0)
+    asked = samples(model.backbone, 5)
+    before = model.answer(0, asked)
+    model.module_of(0).materialise()
+    assert torch.equal(model.answer(0, asked), before)
+
+
+class PrunesEachHalf(DiffPruning):
+    """The break: the budget is met tensor by tensor, in two halves of the row."""
+
+    def step(self, done: float) -> None:
+        if done >= self.prune_at and self.kept is None:
+            halves = self.gated(draw=False).abs().detach().chunk(2)
+            k, offset = int(self.budget * self.w.shape[1]) // 2, len(halves[0])
+            self.kept = torch.cat([halves[0].topk(k).indices, halves[1].topk(k).indices + offset]).int()
+
+
+def test_pruning_part_by_part_is_found() -> None:
+    model = isolated(lambda: PrunesEachHalf(budget=0.05))
+    steps(model, 0, until=0.5)
+    module = one_diff(model)
+    sized = module.gated(draw=False).abs().detach()
+    module.step(0.5)
+    assert module.kept is not None
+    assert set(module.kept.tolist()) != set(sized.topk(len(module.kept)).indices.tolist())
+
+
+def gates(alpha: float, n: int = 200_000) -> Tensor:
+    """Draws of z at this alpha."""
+    module = DiffPruning(gate_rate=1.0)
+    module.w = nn.Parameter(torch.stack([torch.ones(n), torch.full((n,), alpha)]))
+    with drawn_from("gates"):
+        return module.gated(draw=True).detach()
+
+
+@pytest.mark.parametrize("alpha", [-2.0, 0.0, 1.5, 5.0])
+def test_the_gates_are_hard_concrete(alpha: float) -> None:
+    """P(z > 0) is what the penalty says, and P(z = 1) by the same formula from above (Louizos et al. 2018)."""
+    drawn = gates(alpha)
+    assert drawn.min() >= 0 and drawn.max() <= 1
+    opened, whole = (drawn > 0).float().mean().item(), (drawn == 1).float().mean().item()
+    assert opened == pytest.approx(1 / (1 + math.exp(-alpha)), abs=4e-3)  # u > 1/2 in s, as -l = r
+    threshold = math.log((1 + 1.5) / 3 / (1 - (1 + 1.5) / 3))  # s (r - l) + l = 1
+    assert whole == pytest.approx(1 / (1 + math.exp(threshold - alpha)), abs=4e-3)
+
+
+def test_the_penalty_is_the_expected_number_of_open_gates_until_they_are_pruned() -> None:
+    model = isolated(lambda: DiffPruning(sparsity=0.01))
+    start(model, 0)
+    module = one_diff(model)
+    penalty = module.penalty()
+    assert penalty is not None
+    assert penalty.item() == pytest.approx(0.01 * len(theta_0(model)) / (1 + math.exp(-5.0)), rel=1e-5)
+    module.step(0.5)
+    assert module.penalty() is None
+
+
+def test_a_strong_penalty_closes_gates() -> None:
+    closed = {}
+    for sparsity in (1e-7, 0.5):
+        model = isolated(lambda sparsity=sparsity: DiffPruning(sparsity=sparsity, gate_rate=10.0))
+        steps(model, 0, n=80, optimizer="adam", until=0.5, decay=0.0)
+        module = one_diff(model)
+        closed[sparsity] = (module.gated(draw=False) == 0).float().mean().item()
+    assert closed[1e-7] < 0.5 < 0.9 < closed[0.5]
+
+
+# PackNet
+
+
+def owners(model: IsolatedNetwork) -> dict[str, Tensor]:
+    return {name: t for name, t in model.shared.items() if name.endswith(".owner")}
+
+
+@pytest.mark.parametrize("family", ["vit", "gpt2", "bert"])
+def test_each_task_owns_its_share_of_what_was_free(family: str) -> None:
+    model = isolated(lambda: PackNet(share=0.5), family=family)
+    for task in range(3):
+        train(model, task)
+    for owner in owners(model).values():
+        free = owner.numel()
+        for task in (1, 2, 3):
+            expected = round(0.5 * free)
+            assert (owner == task).sum() == expected
+            free -= expected
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_no_optimizer_moves_what_others_own(optimizer: str) -> None:
+    model = isolated(PackNet)
+    asked, answers, kept = samples(model.backbone, 5), [], []
+    for task in range(3):
+        steps(model, task, optimizer=optimizer)
+        end(model, task)
+        model.module_of(task).materialise()
+        kept.append({name: t.clone() for name, t in model.shared.items()})
+        answers.append(model.answer(task, asked).detach())
+    for task in range(3):
+        assert torch.equal(model.answer(task, asked), answers[task])
+        for name, owner in owners(model).items():
+            mine, weight = owner == task + 1, name.replace(".owner", ".weight")
+            assert torch.equal(model.shared[weight][mine], kept[task][weight][mine])
+
+
+class LeavesItToGradients(PackNet):
+    """The break: others' weights are protected by nothing, as where only gradients are zeroed and weights decay."""
+
+    def step(self, done: float) -> None:
+        super().step(done)
+        self.mine = {key: torch.ones_like(mine) for key, mine in self.mine.items()}
+
+
+def test_a_protection_that_leaks_is_found() -> None:
+    with pytest.raises(AssertionError, match="changed an earlier one's answers"):
+        isolation.old_answers_stay(Plugin("isolation", "broken", LeavesItToGradients))
+
+
+def test_a_task_answers_with_what_it_and_earlier_ones_own_and_zeros() -> None:
+    model = isolated(PackNet)
+    for task in range(3):
+        train(model, task)
+    for task in range(3):
+        module, found = model.module_of(task), standing_in(model.module_of(task), model.backbone)
+        for site in module.sites:
+            owner, values = (model.shared[f"{site.key}.{name}"] for name in ("owner", "weight"))
+            weight = found[f"{site.path}.weight"]
+            used = (owner > 0) & (owner <= task + 1)
+            assert torch.equal(weight[used], values[used]) and not weight[~used].any()
+            assert used.any() and not used.all()
+
+
+def test_the_largest_of_a_tasks_weights_are_kept_at_two_thirds_of_its_steps() -> None:
+    model = isolated(lambda: PackNet(share=0.25))
+    train(model, 0)
+    steps(model, 1, n=9, until=6 / 9)
+    module = model.module_of(1)
+    assert isinstance(module, PackNet)
+    before = {site.key: module.parts[site.key].get_parameter("weight").detach().clone() for site in module.sites}
+    module.step(6 / 9)
+    for site in module.sites:
+        free, mine = model.shared[f"{site.key}.owner"] == 0, module.mine[site.key]
+        assert mine.sum() == round(0.25 * int(free.sum())) and not (mine & ~free).any()
+        sizes = before[site.key].abs()
+        assert sizes[mine].min() >= sizes[free & ~mine].max()
+        module.step(8 / 9)  # once only
+        assert torch.equal(module.mine[site.key], mine)
+
+
+def test_the_first_task_starts_from_the_pretrained_weights_and_later_ones_from_zeros() -> None:
+    model = isolated(PackNet)
+    start(model, 0)
+    for site in model.module_of(0).sites:
+        assert torch.equal(standing_in(model.module_of(0), model.backbone)[f"{site.path}.weight"], site.weight)
+    train(model, 0)
+    start(model, 1)
+    for site in model.module_of(1).sites:
+        owner = model.shared[f"{site.key}.owner"]
+        weight = standing_in(model.module_of(1), model.backbone)[f"{site.path}.weight"]
+        assert not weight[owner == 0].any() and torch.equal(
+            weight[owner == 1], model.shared[f"{site.key}.weight"][owner == 1]
+        )
+
+
+def test_packnet_stores_no_weights_with_a_task() -> None:
+    model = isolated(PackNet)
+    train(model, 0)
+    assert all(name.startswith("head.") for name in model.task_tensors(0))
+
+
+# HAT
+
+
+def hat(model: IsolatedNetwork, task: int = 0) -> HAT:
+    module = model.module_of(task)
+    assert isinstance(module, HAT)
+    return module
+
+
+@pytest.mark.parametrize("s", [1 / 400, 0.1, 1.0, 5.0])
+def test_the_gradient_is_the_authors_compensated_one(s: float) -> None:
+    """q' = smax / s * (cosh(s e) + 1) / (cosh(e) + 1) * q, in closed form."""
+    module = HAT()
+    module.s = s
+    e = torch.linspace(-3, 3, 13, dtype=torch.float64, requires_grad=True)
+    part = nn.Module()
+    part.e = nn.Parameter(e.detach().clone())
+    gate, plain = module.gate(part), torch.sigmoid(s * e)
+    assert torch.equal(gate, plain)
+    gate.sum().backward()
+    plain.sum().backward()
+    assert e.grad is not None and part.e.grad is not None
+    theirs = e.grad * 400 / s * ((s * e).cosh() + 1) / (e.cosh() + 1)
+    torch.testing.assert_close(part.e.grad, theirs.detach(), rtol=1e-6, atol=0)
+
+
+def test_s_rises_from_its_inverse_to_smax_and_gates_end_hard() -> None:
+    model = isolated(HAT)
+    start(model, 0)
+    module = hat(model)
+    module.step(0.0)
+    assert module.s == 1 / 400
+    module.step(0.5)
+    assert module.s == pytest.approx(200, rel=1e-2)
+    end(model, 0)
+    for site in module.sites:
+        gate = module.gate(module.parts[site.key])
+        assert set(gate.unique().tolist()) == {0.0, 1.0}
+        assert torch.equal(gate > 0, module.parts[site.key].get_parameter("e") > 0)
+
+
+def test_each_task_goes_on_from_the_weights_that_the_last_one_left() -> None:
+    model = isolated(HAT)
+    for task in range(2):
+        start(model, task)
+        for site in model.module_of(task).sites:
+            rows = hat(model, task).parts[site.key].get_parameter("rows")
+            pretrained = torch.cat([site.weight, site.tensors["bias"][:, None]], dim=1)
+            assert torch.equal(rows, model.shared[site.key])
+            assert torch.equal(rows, pretrained) == (task == 0)
+        train(model, task)
+
+
+@pytest.mark.parametrize("family", ["vit", "mlp", "gpt2", "bert"])
+def test_a_closed_unit_gives_nothing_and_an_open_one_what_it_did(family: str) -> None:
+    model = isolated(HAT, family=family)
+    train(model, 0)
+    module = hat(model)
+    for site in module.sites:
+        open_ = module.parts[site.key].get_parameter("e").squeeze(1) > 0
+        weight, bias = (module.weights(module.parts[site.key], site)[name] for name in ("weight", "bias"))  # type: ignore[arg-type]
+        known = model.shared[site.key]
+        assert not weight[~open_].any() and not bias[~open_].any()
+        assert torch.equal(weight[open_], known[open_, :-1]) and torch.equal(bias[open_], known[open_, -1])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("family", ["vit", "mlp"])
+def test_no_optimizer_moves_a_used_unit(family: str, optimizer: str) -> None:
+    model = isolated(HAT, family=family)
+    asked, answers = samples(model.backbone, 5), []
+    for task in range(3):
+        before = {name: t.clone() for name, t in model.shared.items()}
+        used = {
+            key: sum((hat(model, one).parts[key].get_parameter("e") > 0).int() for one in range(task)) for key in before
+        }
+        steps(model, task, optimizer=optimizer)
+        end(model, task)
+        model.module_of(task).materialise()
+        answers.append(model.answer(task, asked).detach())
+        for key, rows in before.items():
+            was = torch.as_tensor(used[key]).squeeze(1) > 0
+            assert torch.equal(model.shared[key][was], rows[was])
+            assert not torch.equal(model.shared[key][~was], rows[~was])
+    assert all(torch.equal(model.answer(task, asked), answers[task]) for task in range(3))
+
+
+class ProtectsTheLastTaskOnly(HAT):
+    """The break: units of tasks before the last one are trained on."""
+
+    def begin(self, data: Any, previous: Any, shared: Any, backbone: nn.Module) -> None:
+        super().begin(data, previous[-1:], shared, backbone)
+
+
+class SoftInTheEnd(HAT):
+    """The break: gates are left as they are at the last step, a little open."""
+
+    def end(self, data: Any, previous: Any, shared: Any, backbone: nn.Module) -> None:
+        super().end(data, previous, shared, backbone)
+        self.s = 1.0
+
+
+@pytest.mark.parametrize("broken", [ProtectsTheLastTaskOnly, SoftInTheEnd])
+def test_units_that_are_not_protected_are_found(broken: type[HAT]) -> None:
+    with pytest.raises(AssertionError, match="changed an earlier one's answers"):
+        isolation.old_answers_stay(Plugin("isolation", "broken", broken))
+
+
+def test_the_penalty_is_the_share_of_free_units_that_are_open() -> None:
+    """R = sum of a (1 - used) / sum of (1 - used), over all layers together, times 0.75."""
+    model = isolated(HAT, family="mlp")
+    train(model, 0)
+    start(model, 1)
+    module = hat(model, 1)
+    module.step(0.3)
+    opened = count = 0.0
+    for site in module.sites:
+        e = module.parts[site.key].get_parameter("e").detach()
+        free = hat(model, 0).parts[site.key].get_parameter("e") <= 0
+        opened, count = opened + torch.sigmoid(module.s * e)[free].sum().item(), count + int(free.sum())
+    penalty = module.penalty()
+    assert penalty is not None and penalty.item() == pytest.approx(0.75 * opened / count, rel=1e-5)
+    for key in module.free:
+        module.free[key] = torch.zeros_like(module.free[key])
+    nothing = module.penalty()
+    assert nothing is not None and nothing.item() == 0.0  # all are used: not 0 / 0
+
+
+def test_a_stronger_penalty_opens_fewer_units() -> None:
+    opened = {}
+    for sparsity in (0.0, 5.0):
+        model = isolated(lambda sparsity=sparsity: HAT(sparsity=sparsity))
+        steps(model, 0, n=30, optimizer="adam")
+        opened[sparsity] = sum(int((part.get_parameter("e") > 0).sum()) for part in hat(model).parts.values())
+    assert opened[5.0] < opened[0.0]
+
+
+# In a run
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "linear_probe",
+        "{name: full, start: previous}",
+        "selective",
+        "gradual",
+        "bitfit",
+        "ia3",
+        "{name: diff_pruning, budget: 0.05}",
+        "packnet",
+        "hat",
+    ],
+)
+def test_a_run_on_digits_forgets_nothing(tmp_path: Any, method: str) -> None:
+    _, result, _ = runs.isolated(tmp_path, f"isolation: {method}", epochs=1)
+    assert forgetting(result.accuracy) == 0.0
+
+
+@pytest.mark.parametrize("check", checks.CHECKS["isolation"])
+def test_a_sequence_of_whole_models_keeps_the_promises_too(check: Any) -> None:
+    from forgetlab.strategies.isolation.full import Full
+
+    with isolation.only_on("vit"):
+        check(Plugin("isolation", "sequence", lambda: Full("previous")))
+
+
+def test_draws_are_the_same_with_the_same_state() -> None:
+    """The gates come from torch's global generator, which the loop seeds anew for each task."""
+    first, second = gates(0.0, 50), gates(0.0, 50)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, torch.rand(50, generator=generator("other")))
