@@ -7,12 +7,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test bench bench-large data lint readme
+.PHONY: help setup run test prove bench bench-large data lint readme
 
 help:
 	@echo "make setup   install into .venv (Python 3.11 or newer; another one: PYTHON=python3.12)"
 	@echo "make run     the example experiments, class- and task-incremental"
 	@echo "make test    all tests"
+	@echo "make prove   deliberate breaks, and for each the test that turns red; some: make prove PROVE='--sample 5'"
 	@echo "make bench   what the loop costs beside the arithmetic, and against stock Avalanche"
 	@echo "make bench-large   training from a file larger than the memory that is allowed"
 	@echo "make data    the data sets that do not come with the packages"
@@ -47,6 +48,11 @@ run: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -ra -n auto --dist loadfile
+
+PROVE ?= --jobs 2
+
+prove: setup
+	$(BIN)/python tests/prove/breaks.py $(PROVE)
 
 bench: setup
 	$(BIN)/python -m benchmarks

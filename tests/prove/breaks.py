@@ -90,15 +90,13 @@ class Watch:
             self.outcome.errors.append(f"{report.nodeid}: {str(report.longrepr).strip().splitlines()[-1]}")
 
 
-class Copy:
-    """A copy of the tree, in which breaks are planted and taken out again."""
+class Tree:
+    """The code of a tree and its tests, to be found by what they say."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.tree, self.cache = root / "tree", root / "cache"
-        copy_tree(ROOT, self.tree)
-        self.sources = {path: path.read_text(encoding="utf-8") for path in python_files(self.tree)}
-        self.tests = {path: path.read_text(encoding="utf-8") for path in (self.tree / "tests").rglob("test_*.py")}
+        self.sources = {path: path.read_text(encoding="utf-8") for path in python_files(root)}
+        self.tests = {path: path.read_text(encoding="utf-8") for path in (root / "tests").rglob("test_*.py")}
 
     def find(self, old: str) -> tuple[Path, int]:
         """The file and the line in which a break's code stands.
@@ -108,10 +106,8 @@ class Copy:
         """
         places = [(path, at.start()) for path, text in self.sources.items() for at in re.finditer(re.escape(old), text)]
         if len(places) != 1:
-            where = ", ".join(str(path.relative_to(self.tree)) for path, _ in places)
-            raise LookupError(
-                f"the code stands {len(places)} times in the tree ({where or 'nowhere'}), not once: {old!r}"
-            )
+            where = ", ".join(str(path.relative_to(self.root)) for path, _ in places) or "nowhere"
+            raise LookupError(f"the code stands {len(places)} times in the tree, not once: {old!r} ({where})")
         path, start = places[0]
         return path, self.sources[path].count("\n", 0, start) + 1
 
@@ -125,12 +121,31 @@ class Copy:
         files = [path for path, text in self.tests.items() if re.search(rf"^def {name}\(", text, re.MULTILINE)]
         if len(files) != 1:
             raise LookupError(f"{len(files)} tests are called {name}, not one")
-        return f"{files[0].relative_to(self.tree)}::{test}"
+        return f"{files[0].relative_to(self.root)}::{test}"
 
-    def plant(self, broken: Break) -> Path:
-        path, _ = self.find(broken.old)
-        text = self.sources[path].replace(broken.old, broken.new)
-        compile(text, str(path), "exec")  # a slip, not a syntax error
+    def broken(self, one: Break) -> tuple[Path, str]:
+        """The file that a break changes, and what it makes of it.
+
+        Raises:
+            LookupError: the code is not found once.
+            SyntaxError: it is no slip that a program could run with.
+        """
+        path, _ = self.find(one.old)
+        text = self.sources[path].replace(one.old, one.new)
+        compile(text, str(path), "exec")
+        return path, text
+
+
+class Copy(Tree):
+    """A copy of the tree, in which breaks are planted and taken out again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.cache = folder, folder / "cache"
+        copy_tree(ROOT, folder / "tree")
+        super().__init__(folder / "tree")
+
+    def plant(self, one: Break) -> Path:
+        path, text = self.broken(one)
         path.write_text(text, encoding="utf-8")
         return path
 
@@ -186,7 +201,7 @@ class Process:
 
     def __init__(self, copy: Copy, nodes: Sequence[str], stop_at_first: bool) -> None:
         shutil.rmtree(copy.cache, ignore_errors=True)  # what broken code kept is for nobody else
-        self.copy, self.report, self.log = copy, copy.root / "report.json", copy.root / "log.txt"
+        self.copy, self.report, self.log = copy, copy.folder / "report.json", copy.folder / "log.txt"
         self.report.unlink(missing_ok=True)
         self.started = time.monotonic()
         self.pid = os.fork()
@@ -200,13 +215,19 @@ class Process:
             with self.log.open("w", encoding="utf-8") as log:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
-            os.chdir(self.copy.tree)
-            sys.path.insert(0, str(self.copy.tree))
-            os.environ["PYTHONPATH"] = str(self.copy.tree)
+            os.chdir(self.copy.root)
+            sys.path.insert(0, str(self.copy.root))
+            os.environ["PYTHONPATH"] = str(self.copy.root)
             os.environ["FORGETLAB_CACHE"] = str(self.copy.cache)
             watch = Watch()
             pytest: Any = importlib.import_module("pytest")
-            options = ["-q", "-p", "no:cacheprovider", f"--rootdir={self.copy.tree}", *(["-x"] if stop_at_first else [])]
+            options = [
+                "-q",
+                "-p",
+                "no:cacheprovider",
+                f"--rootdir={self.copy.root}",
+                *(["-x"] if stop_at_first else []),
+            ]
             options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of packages that are imported already
             pytest.main([*options, *nodes], plugins=[watch])
             content = json.dumps(vars(watch.outcome))
@@ -272,10 +293,12 @@ def prove(breaks: Sequence[Break], copies: Sequence[Copy]) -> int:
             free.append(process.copy)
             outcome = process.outcome()
             unnoticed += not outcome.red
-            told = f"red ({outcome.why[:60]})" if outcome.red else "NOT NOTICED"
+            told = "red" if outcome.red else "NOT NOTICED"
+            where = f"{path.relative_to(process.copy.root)}:{line}"
             seconds = time.monotonic() - process.started
-            where = f"{path.relative_to(process.copy.tree)}:{line}"
-            print(f"{told:<24}  {broken.name}  [{where}]  {broken.test}  {seconds:.1f} s", flush=True)
+            print(
+                f"{told:<11}  {broken.name}  [{where}]  {broken.test}  {seconds:.0f} s  {outcome.why[:60]}", flush=True
+            )
             for error in outcome.errors:
                 print(f"    {error}", flush=True)
         time.sleep(0.05)
@@ -293,18 +316,16 @@ def main() -> int:
     parser.add_argument("--only", metavar="TEXT", help="breaks whose name holds this")
     parser.add_argument("--sample", type=int, metavar="N", help="so many of them, drawn")
     parser.add_argument("--seed", type=int, default=0, help="of that draw")
-    parser.add_argument("--list", action="store_true", help="tell where each break is, and run nothing")
     given = parser.parse_args()
     breaks = chosen(given.only, given.sample, given.seed)
     sys.dont_write_bytecode = True
     os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONDONTWRITEBYTECODE": "1"}
+    if wrong := misplaced(breaks, Tree(ROOT)):
+        print("\n".join(wrong))
+        return 1
     with tempfile.TemporaryDirectory(prefix="prove-") as folder:
-        copies = [Copy(Path(folder) / str(i)) for i in range(1 if given.list else max(1, given.jobs))]
-        wrong = misplaced(breaks, copies[0])
-        if given.list or wrong:
-            print("\n".join(wrong) or f"{len(breaks)} breaks, each in one place")
-            return 1 if wrong else 0
-        kept_alive = warm_up(copies[0].tree)
+        copies = [Copy(Path(folder) / str(i)) for i in range(max(1, given.jobs))]
+        kept_alive = warm_up(copies[0].root)
         tests = list(dict.fromkeys(one.test for one in breaks))
         if wrong := unbroken(copies, tests):
             print("\n".join(wrong))
@@ -316,16 +337,15 @@ def main() -> int:
     return 1 if unnoticed else 0
 
 
-def misplaced(breaks: Sequence[Break], copy: Copy) -> list[str]:
+def misplaced(breaks: Sequence[Break], tree: Tree) -> list[str]:
     """What is wrong with the table itself."""
-    wrong: list[str] = []
     names = [one.name for one in BREAKS]
-    wrong += [f"two breaks are called {name!r}" for name in sorted({name for name in names if names.count(name) > 1})]
+    wrong = [f"two breaks are called {name!r}" for name in sorted({name for name in names if names.count(name) > 1})]
     for one in breaks:
         try:
-            copy.find(one.old)
-            copy.node(one.test)
-        except LookupError as error:
+            tree.broken(one)
+            tree.node(one.test)
+        except (LookupError, SyntaxError) as error:
             wrong.append(f"{one.name}: {error}")
         if one.old == one.new:
             wrong.append(f"{one.name}: nothing is changed")
@@ -466,8 +486,8 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "data: a photograph stays turned",
-        "image = ImageOps.exif_transpose(image)\n",
-        "",
+        "image = ImageOps.exif_transpose(image)",
+        "image = ImageOps.contain(image, image.size)",
         "test_transparency_grey_palettes_and_turned_images_are_read",
     ),
     Break(
