@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from forgetlab import config, engine, fingerprint, plugins, session
@@ -18,6 +19,7 @@ from forgetlab.cli import main
 from forgetlab.description import Experiment, Run
 from forgetlab.engine import TaskEnded
 from forgetlab.fingerprint import run_key
+from forgetlab.seeding import drawn_from
 from forgetlab.session import RunEnded, RunFound, carry_out
 from forgetlab.store import RunFolder, Store
 
@@ -222,6 +224,23 @@ def test_a_change_of_a_plugin_file_changes_the_key(tmp_path: Path) -> None:
     assert key(MODEL.replace("self.layer(", "2 * self.layer(")) != before
     assert key(MODEL) == before
     assert key_of(first_run(experiment(tmp_path, alone))) == key_of(first_run(experiment(tmp_path)))  # not used
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_plugin_file_that_has_changed_is_loaded_again(tmp_path: Path) -> None:
+    """A key that tells the new code beside numbers of the old would be worse than either."""
+    file, mine = tmp_path / "mine.py", (FILE[FILE.index("strategies:") :], "plugins: [./mine.py]\n")
+    x = torch.ones(1, 64)
+
+    def answer(code: str) -> torch.Tensor:
+        file.write_text(code, encoding="utf-8")
+        engine.set_process(first_run(experiment(tmp_path, mine, ("{name: mlp, hidden: [8]}", "session_model"))))
+        with drawn_from("session"):
+            return plugins.build("model", "session_model", input_shape=(64,))(x).detach()
+
+    before = answer(MODEL)
+    assert torch.equal(answer(MODEL.replace("return self.layer(", "return 2 * self.layer(")), 2 * before)
+    assert torch.equal(answer(MODEL), before)
 
 
 NESTED = """
