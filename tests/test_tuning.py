@@ -305,6 +305,18 @@ def test_every_candidate_is_built_before_anything_is_trained(tmp_path: Path) -> 
     assert line.startswith("10:57: a mlp has no 'attn.q' to attach to")
 
 
+@pytest.mark.parametrize(
+    ("rank", "tuning"),
+    [("[2, 4, 999]", "{tasks: 2}"), ("{low: 2, high: 999}", "{tasks: 2, search: optuna, trials: 3}")],
+)
+def test_a_candidate_that_cannot_be_built_is_told_though_the_first_can(tmp_path: Path, rank: str, tuning: str) -> None:
+    """Of a range both ends are built."""
+    module = f"{{name: lora, rank: {rank}, start: pissa, sites: [mlp.in]}}"
+    lora = f"  - {{isolation: {module}, train: {{lr: 0.1}}}}\ntuning:"
+    (line,) = refused(tmp_path, ("tuning:", lora), ("{tasks: 2}", tuning))
+    assert line.startswith("10:") and "there are 16 singular vectors to start from" in line
+
+
 OTHER = "{name: stream, data: mnist_5k, n_tasks: 2, samples_per_task: 60, test_samples_per_task: 20%s}"
 
 
