@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-times bench bench-large data lint readme
+.PHONY: help setup run test test-fast test-times prove bench bench-large data lint readme
 
 help:
 	@echo "make setup   install into .venv (Python 3.11 or newer; another one: PYTHON=python3.12)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make test-fast    those that take less than about a second each; three minutes on two cores"
 	@echo "make test-times   all tests, and at the end where the mark \`slow\` does not fit the time"
+	@echo "make prove   deliberate breaks, and for each the test that turns red; some: make prove PROVE='--sample 5'"
 	@echo "make bench   what the loop costs beside the arithmetic, and against stock Avalanche"
 	@echo "make bench-large   training from a file larger than the memory that is allowed"
 	@echo "make data    the data sets that do not come with the packages"
@@ -58,6 +59,11 @@ test-fast: setup
 
 test-times: setup
 	$(TEST) --times
+
+PROVE ?= --jobs 2
+
+prove: setup
+	$(BIN)/python tests/prove/breaks.py $(PROVE)
 
 bench: setup
 	$(BIN)/python -m benchmarks

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from forgetlab import plugins
 from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.checks.common import CAPACITY, inputs, make, names_no_strange_callback
+from forgetlab.checks.task_end import looks_in_evaluation_mode
 from forgetlab.data import to_benchmark
 from forgetlab.description import Budget, Train
 from forgetlab.loop import Loop
@@ -191,4 +192,5 @@ CHECKS = (
     draws_are_repeatable,
     state_holds_all,
     joins_the_steps,
+    looks_in_evaluation_mode,
 )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from forgetlab.batch import Batch
 from forgetlab.checks.common import inputs, make, names_no_strange_callback
 from forgetlab.checks.regularizer import SETTINGS, batch, moved, network
+from forgetlab.checks.task_end import looks_in_evaluation_mode
 from forgetlab.data import to_benchmark
 from forgetlab.description import Budget, Train
 from forgetlab.loop import Loop
@@ -195,4 +196,5 @@ CHECKS = (
     owns_what_it_keeps,
     survives_new_classes,
     first_task_is_naive,
+    looks_in_evaluation_mode,
 )

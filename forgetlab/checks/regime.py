@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.checks.common import inputs, make, names_no_strange_callback
 from forgetlab.checks.regularizer import SETTINGS
+from forgetlab.checks.task_end import looks_in_evaluation_mode
 from forgetlab.data import to_benchmark
 from forgetlab.description import Budget, Train
 from forgetlab.loop import Diverged, Loop
@@ -148,4 +149,5 @@ CHECKS: tuple[Callable[[Plugin], None], ...] = (
     state_holds_all,
     owns_what_it_keeps,
     chance_ends_with_the_pass,
+    looks_in_evaluation_mode,
 )

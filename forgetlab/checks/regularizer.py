@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from forgetlab.batch import Batch
 from forgetlab.checks.common import inputs, make, names_no_strange_callback
+from forgetlab.checks.task_end import looks_in_evaluation_mode
 from forgetlab.data import to_benchmark
 from forgetlab.description import Budget, Train
 from forgetlab.loop import Loop
@@ -281,4 +282,5 @@ CHECKS = (
     leaves_the_global_generator_alone,
     goes_on_from_its_state,
     strength_zero_is_naive,
+    looks_in_evaluation_mode,
 )

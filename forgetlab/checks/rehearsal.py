@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from forgetlab.batch import Batch
 from forgetlab.checks.common import inputs, make
+from forgetlab.checks.task_end import looks_in_evaluation_mode
 from forgetlab.competing_classes import MASK
 from forgetlab.models import MLP
 from forgetlab.network import SharedNetwork
@@ -88,4 +89,4 @@ def uses_the_logits_it_asks_for(plugin: Plugin) -> None:
     assert abs(masked - cut) < 1e-9, "classes that were not there when a sample was stored have a part in the loss"
 
 
-CHECKS = (gradient_is_right, uses_new_and_drawn, uses_the_logits_it_asks_for)
+CHECKS = (gradient_is_right, uses_new_and_drawn, uses_the_logits_it_asks_for, looks_in_evaluation_mode)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from forgetlab.yaml_file import FileErrors, read, to_text
+from forgetlab.yaml_file import FileErrors, parse, read, to_text
 
 
 @pytest.fixture
@@ -69,6 +69,15 @@ def test_places_of_keys_and_values(file: Path) -> None:
     assert position(("d",)) == (6, 4)  # where the alias stands
     assert position(("d", "c")) == (5, 16)  # where the value is written
     assert position(()) == (1, 1)
+
+
+def test_of_a_repeated_key_the_first_counts_and_so_does_its_place(file: Path) -> None:
+    file.write_text("a: 1\nb: 2\na: {c: 3}\n", encoding="utf-8")
+    document = parse(file)
+    assert document.data == {"a": 1, "b": 2}
+    assert [(problem.line, problem.column) for problem in document.problems] == [(3, 1)]
+    assert document.position(("a",)) == (1, 4)
+    assert document.position(("a", "c")) == (1, 4)  # the first has no such part
 
 
 def test_the_place_of_what_is_missing_is_that_of_the_part_around_it(file: Path) -> None:

@@ -281,6 +281,27 @@ def test_transparency_grey_palettes_and_turned_images_are_read(tmp_path: Path) -
     assert {(1, 2, 3), (77, 77, 77), (9, 8, 7), (0, 0, 0)} == found.keys()
 
 
+def test_a_photograph_stands_as_its_camera_was_held(tmp_path: Path) -> None:
+    """Exif says how an image has to be turned; the numbers alone show it on its side."""
+    from PIL import Image
+
+    for name, orientation in (("plain", 1), ("turned", 6)):
+        (tmp_path / name).mkdir()
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for i in range(2):
+            picture = Image.new("RGB", (4, 4), (0, 0, 0))
+            picture.paste((255, 255, 255), (0, 0, 1, 4))  # a white left edge, which 6 says is the top
+            picture.save(tmp_path / name / f"{i}.png", exif=exif)
+    data = dataset({"name": "image_folder", "path": str(tmp_path), "size": 4, "test_share": 0.5})
+    edge = torch.zeros(4, 4, dtype=torch.uint8)
+    edge[:, 0] = 255
+    for x, y in (data.train, data.test):
+        for image_of, label in zip(x, y.tolist(), strict=True):
+            expected = edge if data.class_names[label] == "plain" else edge.T
+            assert torch.equal(image_of[0], expected)
+
+
 def test_folders_that_hold_something_else_are_refused(tmp_path: Path) -> None:
     assert "no such folder" in refused("image_folder", "path", path=str(tmp_path / "none"))
     folder = folder_of_images(tmp_path / "mine", 2)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from forgetlab import engine, fingerprint, plugins, session
 from forgetlab.description import Experiment, Run
 from forgetlab.engine import TaskEnded
 from forgetlab.fingerprint import run_key
+from forgetlab.seeding import drawn_from
 from forgetlab.session import RunEnded, RunFound, carry_out
 from forgetlab.store import RunFolder, Store
 from helpers import runs
@@ -213,6 +215,84 @@ def test_a_change_of_a_plugin_file_changes_the_key(tmp_path: Path) -> None:
     assert key(MODEL.replace("self.layer(", "2 * self.layer(")) != before
     assert key(MODEL) == before
     assert key_of(first_run(experiment(tmp_path, alone))) == key_of(first_run(experiment(tmp_path)))  # not used
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_plugin_file_that_has_changed_is_loaded_again(tmp_path: Path) -> None:
+    """A key that tells the new code beside numbers of the old would be worse than either."""
+    file, mine = tmp_path / "mine.py", (FILE[FILE.index("strategies:") :], "plugins: [./mine.py]\n")
+    x = torch.ones(1, 64)
+
+    def answer(code: str) -> torch.Tensor:
+        file.write_text(code, encoding="utf-8")
+        engine.set_process(first_run(experiment(tmp_path, mine, ("{name: mlp, hidden: [8]}", "session_model"))))
+        with drawn_from("session"):
+            return plugins.build("model", "session_model", input_shape=(64,))(x).detach()
+
+    before = answer(MODEL)
+    assert torch.equal(answer(MODEL.replace("return self.layer(", "return 2 * self.layer(")), 2 * before)
+    assert torch.equal(answer(MODEL), before)
+
+
+NESTED = """
+from torch import nn
+from forgetlab.isolation import Isolation
+from forgetlab.merger import Merger, by_place
+from forgetlab.plugins import register
+
+@register("merger", "session_merger")
+class SessionMerger(Merger):
+    def merge(self, changes):
+        return by_place(changes, lambda each: each.amax(0))
+
+@register("isolation", "session_module")
+class SessionModule(Isolation):
+    def __init__(self):
+        super().__init__(("mlp.in",))
+
+    def make(self, site):
+        return nn.Linear(site.out_dim, site.out_dim)
+
+    def after(self, part, site, x, y):
+        return y + part(y)
+
+@register("data", "session_data")
+def session_data():
+    from forgetlab.scenario import dataset
+    return dataset("digits")
+"""
+INSIDE = {  # an entry, and how the file's code changes without a change in what is named
+    "a merger that another hands on to": (
+        "isolation: {name: lora, rank: 2, sites: [mlp.in]}",
+        "isolation: {name: lora, rank: 2, sites: [mlp.in]}\n    merge: {name: dare, then: session_merger}",
+    ),
+    "a module among others": (
+        "isolation: {name: lora, rank: 2, sites: [mlp.in]}",
+        "isolation: {name: combined, parts: [{name: lora, rank: 2, sites: [mlp.in]}, session_module]}",
+    ),
+    "the data of a stream": (
+        "scenario: {name: split_digits, n_tasks: 3}",
+        "scenario: {name: stream, data: session_data, n_tasks: 5}",
+    ),
+}
+
+
+@pytest.mark.usefixtures("own_registry")
+@pytest.mark.parametrize("where", INSIDE)
+def test_a_change_of_a_plugin_that_another_one_names_changes_the_key(tmp_path: Path, where: str) -> None:
+    file = tmp_path / "mine.py"
+
+    def key(code: str, *changes: tuple[str, str]) -> str:
+        file.write_text(code, encoding="utf-8")
+        given = experiment(tmp_path, ("references: [naive]", "references: []\nplugins: [./mine.py]"), *changes)
+        (run,) = given.runs()
+        return key_of(run)
+
+    before = key(NESTED, INSIDE[where])
+    changed = NESTED + "# the code does something else now\n"
+    assert key(changed, INSIDE[where]) != before
+    assert key(NESTED, INSIDE[where]) == before
+    assert key(changed) == key(NESTED)  # where nothing of the file is used
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from forgetlab import config, engine, plugins, projection, report, search, tuning
-from forgetlab.description import Choice, Experiment, Replay, Strategy
+from forgetlab.description import Choice, Experiment, Replay, Run, Strategy
 from forgetlab.progress import Progress
 from forgetlab.report import Finished
 from forgetlab.scenario import Scenario
@@ -301,6 +301,18 @@ def test_every_candidate_is_built_before_anything_is_trained(tmp_path: Path) -> 
     assert line.startswith("10:57: a mlp has no 'attn.q' to attach to")
 
 
+@pytest.mark.parametrize(
+    ("rank", "tuning"),
+    [("[2, 4, 999]", "{tasks: 2}"), ("{low: 2, high: 999}", "{tasks: 2, search: optuna, trials: 3}")],
+)
+def test_a_candidate_that_cannot_be_built_is_told_though_the_first_can(tmp_path: Path, rank: str, tuning: str) -> None:
+    """Of a range both ends are built."""
+    module = f"{{name: lora, rank: {rank}, start: pissa, sites: [mlp.in]}}"
+    lora = f"  - {{isolation: {module}, train: {{lr: 0.1}}}}\ntuning:"
+    (line,) = refused(tmp_path, ("tuning:", lora), ("{tasks: 2}", tuning))
+    assert line.startswith("10:") and "there are 16 singular vectors to start from" in line
+
+
 OTHER = "{name: stream, data: mnist_5k, n_tasks: 2, samples_per_task: 60, test_samples_per_task: 20%s}"
 
 
@@ -542,6 +554,26 @@ def test_the_first_of_equals_is_taken(tmp_path: Path) -> None:
 
 
 # What goes wrong
+
+
+def test_what_diverges_with_one_of_two_seeds_is_never_chosen(tmp_path: Path) -> None:
+    """However good the other seed's score is: a mean over those that are left would choose it."""
+    fixed = "protocol: {budget: {epochs: 2}, seeds_vary: [init, data_order]}"
+    changes = ("tuning: {tasks: 2}", "tuning: {tasks: 2, seeds: [0, 1]}"), ("protocol: {budget: {epochs: 2}}", fixed)
+    given = experiment(tmp_path, *changes)
+    scores = {(1e-3, 0): 0.5, (1e-3, 1): 0.5, (1e-2, 0): 0.99, (1e-2, 1): None, (3e-2, 0): None, (3e-2, 1): 0.98}
+
+    def attempt(run: Run, _: str) -> search.Attempt:
+        score = scores[run.train.lr, run.seed]
+        return search.Attempt(score, {"total": {"updates": 5}}, "the loss is nan" if score is None else None)
+
+    chosen, told = search.chosen_by(search.Search(given, given.entries[0], (0, 1)), attempt)
+    assert chosen.values == {"lr": 1e-3} and chosen.score == 0.5
+    assert [trial["score"] for trial in told["trials"]] == [0.5, None, None]
+    assert [trial["scores"] for trial in told["trials"]] == [[0.5, 0.5], [0.99, None], [None, 0.98]]
+    assert [len(trial["errors"]) for trial in told["trials"]] == [0, 1, 1]
+    assert chosen.updates == 6 * 5  # what diverged was trained, too
+
 
 WILD = ("train: {lr: [1e-3, 1e-2, 3e-2], batch_size: 32}", "train: {optimizer: sgd, lr: [1e-1, 1e+30], batch_size: 32}")
 

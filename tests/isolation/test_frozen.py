@@ -78,6 +78,19 @@ def test_equal_data_share_their_work_and_other_backbones_do_not() -> None:
     assert len(frozen._kept) == 3
 
 
+def test_other_samples_never_get_what_was_computed_of_the_first() -> None:
+    """Of the same number and shape, as the tasks of a stream may be; also where one number differs."""
+    backbone = tiny("vit")
+    work, first = FrozenWork(backbone), samples(backbone, 0)
+    changed = first.clone()
+    changed[-1, 0, 0, 0] += 0.5
+    for x in (first, samples(backbone, 1), changed):
+        found = work.features(backbone, Source.all(x))
+        torch.testing.assert_close(found, backbone(x).detach(), atol=1e-6, rtol=1e-6)
+    entered = [work.entering(backbone, Source.all(x), 1) for x in (first, changed)]
+    assert torch.equal(entered[0][:-1], entered[1][:-1]) and not torch.equal(entered[0][-1], entered[1][-1])
+
+
 def test_the_values_do_not_depend_on_who_asks_first() -> None:
     backbone = tiny("bert")
     x = samples(backbone, 0, n=150)

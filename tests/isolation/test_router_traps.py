@@ -14,6 +14,7 @@ from forgetlab.avalanche_api import SupervisedPlugin
 from forgetlab.checks import router as checks
 from forgetlab.data import to_benchmark
 from forgetlab.description import Budget, Train
+from forgetlab.frozen import FrozenWork
 from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
 from forgetlab.isolation import Router
 from forgetlab.loop import Loop
@@ -61,7 +62,8 @@ class Watcher(SupervisedPlugin):
 class Bench:
     """A trained network in its loop."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, kept: bool = False) -> None:
+        """``kept``: what the frozen backbone computes is computed once."""
         with drawn_from("traps"):
             backbone = MLP((WIDTH,), (8,))
         self.network = IsolatedNetwork(
@@ -69,6 +71,7 @@ class Bench:
             lambda: plugins.build("isolation", "lora", {"sites": ["mlp.in"], "rank": 1}),
             router=router,
             task_known=False,
+            work=FrozenWork(backbone, "traps") if kept else None,
         )
         self.watcher = Watcher()
         self.loop = Loop(
@@ -86,6 +89,34 @@ class Bench:
         self.watcher.routes, self.watcher.claimed = [], claimed
         self.loop.eval(to_benchmark(stream()).streams["test"][task])
         return torch.cat(self.watcher.routes)
+
+
+class Notes(Router):
+    """Notes what it is fitted on, and sends everything to the first task."""
+
+    def __init__(self) -> None:
+        self.fitted: list[tuple[Tensor, Tensor]] = []
+
+    def fit(self, task: int, features: Tensor, labels: Tensor) -> None:
+        self.fitted.append((features, labels))
+
+    def route(self, features: Tensor, answers: Callable[[int], Tensor]) -> Tensor:
+        return torch.zeros(len(features), dtype=torch.int64)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_router_is_fitted_on_the_bare_backbones_features(kept: bool) -> None:
+    """Those that it has to route by, and not what the task's own module makes of them; also where they are kept."""
+    router = Notes()
+    network = Bench(router, kept).network
+    assert len(router.fitted) == N_TASKS
+    for task, (features, labels) in enumerate(router.fitted):
+        x, y = stream().tasks[task].train
+        with torch.no_grad():
+            bare, under = network.bare(x), network.under(network.module_of(task), x)
+        assert not torch.allclose(bare, under, atol=1e-3)
+        torch.testing.assert_close(features, bare)
+        assert torch.equal(labels, y)
 
 
 class Peeks(Router):

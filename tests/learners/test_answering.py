@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from forgetlab import engine
 from forgetlab.answering import answers_of_tasks, undisturbed
 from forgetlab.avalanche_api import SupervisedPlugin, stock_plugin
 from forgetlab.config import load
 from forgetlab.learners import Learner, Sequential
+from forgetlab.models import MLP
+from forgetlab.network import SharedNetwork
+from forgetlab.seeding import generator
 
 FILE = """
 name: answers
@@ -62,6 +66,24 @@ def test_batches_run_over_the_ends_of_tasks() -> None:
     assert network.sizes == [5, 5, 3]
     for (logits, y), (x, labels, task) in zip(found, tasks, strict=True):
         assert torch.equal(logits[:, :1], x) and torch.equal(logits[:, 1], task.float()) and torch.equal(y, labels)
+
+
+def test_answers_are_those_of_evaluation_mode_and_the_mode_is_set_back() -> None:
+    backbone = MLP((4,), (16,))
+    backbone.layers.append(nn.Sequential(nn.BatchNorm1d(16), nn.Dropout(0.5)))
+    network = SharedNetwork(backbone)
+    network.open(0, [0, 1])
+    x, y, task = torch.rand(30, 4, generator=generator("answers")), torch.arange(30) % 2, torch.zeros(30).long()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for training in (True, False):
+        network.train(training)
+        ((logits, labels),) = answers(network, [(x, y, task)], 7)
+        assert network.training == training
+        with torch.no_grad():
+            expected = network.eval()(x, task)
+        torch.testing.assert_close(logits, expected)
+        assert torch.equal(labels, y)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_what_acts_in_evaluation_is_asked() -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab import checks, plugins
-from forgetlab.checks import common, isolation, memory, regularizer, rehearsal, router
+from forgetlab.checks import common, isolation, memory, regularizer, rehearsal, router, task_end
 from forgetlab.checks import scenario as scenario_checks
+from forgetlab.data import batches
 from forgetlab.isolation import Isolation, Router, Site
 from forgetlab.plugins import Plugin
 from forgetlab.regularization import Regularizer
@@ -220,6 +221,43 @@ class TakesACallbacksName(L2):
     before: float = 0.0
 
 
+class LearnsInTrainingMode(L2):
+    """Looks at its task's data as Avalanche's loop leaves the network."""
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        for batch in batches(strategy.experience.dataset, strategy.train_mb_size, strategy.device):
+            strategy.model(batch.x, batch.task)
+        self.consolidate(strategy.model, [])
+        self.tasks += 1
+
+
+class LeavesTheModeBehind(L2):
+    """What follows in the same loop would be trained without dropout."""
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().after_training_exp(strategy, **kwargs)
+        strategy.model.eval()
+
+
+class SetsAModeOfItsOwn(L2):
+    """As if the contract had forgotten to."""
+
+    def consolidate(self, model: nn.Module, data: Any) -> None:
+        model.train()
+        for batch in data:
+            model(batch.x, batch.task)
+        model.eval()
+        super().consolidate(model, data)
+
+
+class MovesStatistics(L2):
+    def consolidate(self, model: nn.Module, data: Any) -> None:
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm1d):
+                layer.reset_running_stats()
+        super().consolidate(model, data)
+
+
 @pytest.mark.parametrize("check", checks.CHECKS["regularizer"])
 def test_a_good_regularizer_passes(check: checks.Check) -> None:
     check(planted("regularizer", L2))
@@ -235,6 +273,10 @@ def test_a_good_regularizer_passes(check: checks.Check) -> None:
         (KeepsTheModelsOwnTensors, regularizer.owns_what_it_keeps, "moves with the model"),
         (TakesACallbacksName, common.names_no_strange_callback, "takes these for callbacks, by their names: before"),
         (PenalisesNewClasses, regularizer.survives_new_classes, "new classes alone"),
+        (LearnsInTrainingMode, task_end.looks_in_evaluation_mode, "asked in training mode"),
+        (SetsAModeOfItsOwn, task_end.looks_in_evaluation_mode, "asked in training mode"),
+        (LeavesTheModeBehind, task_end.looks_in_evaluation_mode, "mode is not set back"),
+        (MovesStatistics, task_end.looks_in_evaluation_mode, "running_mean is moved"),
     ],
 )
 def test_a_broken_regularizer_is_found(broken: type, check: checks.Check, message: str) -> None:
@@ -286,6 +328,13 @@ class LosesItsCount(KeepsTheFirst):
         super().restore(tensors, {**values, "filled": 1})
 
 
+class EndsInTrainingMode(KeepsTheFirst):
+    def end(self, model: nn.Module, data: Any, generator: torch.Generator) -> None:
+        model.train()
+        for batch in data:
+            model(batch.x, batch.task)  # type: ignore[operator]
+
+
 @pytest.mark.parametrize("check", checks.CHECKS["memory"])
 def test_a_good_memory_passes(check: checks.Check) -> None:
     check(planted("memory", KeepsTheFirst))
@@ -300,6 +349,7 @@ def test_a_good_memory_passes(check: checks.Check) -> None:
         (DrawsTheFirst, memory.draws_are_fair, "more often"),
         (DrawsGlobally, memory.draws_are_repeatable, "not the run's"),
         (LosesItsCount, memory.state_holds_all, "goes on otherwise"),
+        (EndsInTrainingMode, task_end.looks_in_evaluation_mode, "asked in training mode"),
     ],
 )
 def test_a_broken_memory_is_found(broken: type, check: checks.Check, message: str) -> None:
@@ -342,6 +392,12 @@ class ComparesMaskedClasses(Both):
         return nn.functional.cross_entropy(output, torch.cat([new.y, drawn.y])) + distance
 
 
+class EndsTheTaskInTrainingMode(Both):
+    def end(self, model: nn.Module, slots: Any) -> None:
+        kept = slots.read(torch.arange(len(slots)))
+        model.train()(kept.x, kept.task)
+
+
 @pytest.mark.parametrize("check", checks.CHECKS["rehearsal"])
 def test_a_good_rehearsal_passes(check: checks.Check) -> None:
     check(planted("rehearsal", Both))
@@ -354,6 +410,7 @@ def test_a_good_rehearsal_passes(check: checks.Check) -> None:
         (NeglectsItsLogits, rehearsal.uses_the_logits_it_asks_for, "stored logits have no part"),
         (TakesLogitsUnasked, rehearsal.gradient_is_right, "does not ask for"),
         (ComparesMaskedClasses, rehearsal.uses_the_logits_it_asks_for, "were not there"),
+        (EndsTheTaskInTrainingMode, task_end.looks_in_evaluation_mode, "asked in training mode"),
     ],
 )
 def test_a_broken_rehearsal_is_found(broken: type, check: checks.Check, message: str) -> None:

@@ -138,6 +138,21 @@ def test_no_importance_falls_below_zero() -> None:
     assert bool((method.importance["theta"] == 0).all())
 
 
+def test_a_loss_in_a_later_task_is_taken_off_what_was_gained_before() -> None:
+    """The bound of 0 is on the sum over tasks, not on each task's share."""
+    method, model = si(), Point(1.0, -2.0, 5.0)
+    descend(method, model, quadratic, steps=5, lr=0.1)
+    finish(method, model)
+    first, start = method.importance["theta"].clone(), model.theta.detach().clone()
+    assert bool((first[:2] > 0).all())
+    descend(method, model, quadratic, steps=1, lr=0.1)
+    way(method)["theta"].copy_(torch.tensor([-0.01, -100.0, 0.0]))  # uphill: a little, and more than was gained
+    finish(method, model)
+    lost = 0.01 / ((model.theta.detach()[0] - start[0]) ** 2 + 0.1)
+    torch.testing.assert_close(method.importance["theta"][0], first[0] - lost)
+    assert method.importance["theta"][1] == 0
+
+
 def test_a_head_that_grows_keeps_the_importance_of_its_old_rows() -> None:
     model: SharedNetwork = network()
     method = si()

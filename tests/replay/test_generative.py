@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,19 @@ def trained(memory: Memory, told: bool = False, **network: Any) -> SharedNetwork
     model = SharedNetwork(MLP((1, 8, 8), (32,)), task_known=told, **network)
     how: Any = {"epochs": 6, "optimizer": "adam", "batch_size": 32, "lr": 5e-3}
     return learned(model, to_benchmark(stream(told)), memory, **how)
+
+
+def test_each_new_task_has_one_share_of_all_tasks_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole loss, one half and one third: from the third task on a fixed half would forget the first."""
+    memory, given = generative(steps=1), []
+
+    def note(*args: Any, share: float, **options: Any) -> None:
+        given.append(share)
+        vae.fit(*args, share=share, **options)
+
+    monkeypatch.setattr(sys.modules[type(memory).__module__], "fit", note)
+    trained(memory)
+    assert given == pytest.approx([1, 1 / 2, 1 / 3])
 
 
 def shares(memory: Any, model: nn.Module, n: int = 600) -> Tensor:

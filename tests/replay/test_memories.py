@@ -9,11 +9,20 @@ from itertools import chain
 import pytest
 import torch
 from scipy.stats import chi2
+from torch import Tensor
 
 from forgetlab import plugins
 from forgetlab.batch import Batch
+from forgetlab.checks.memory import made
+from forgetlab.data import to_benchmark
+from forgetlab.description import Budget, Train
+from forgetlab.loop import Loop
+from forgetlab.models import MLP
+from forgetlab.network import SharedNetwork
 from forgetlab.replay import Memory, equal_shares
-from forgetlab.seeding import generator
+from forgetlab.scenario import held_out
+from forgetlab.seeding import drawn_from, generator
+from forgetlab.streams import split
 from helpers.memories import contents, fill
 
 STREAMS = 1000
@@ -57,6 +66,31 @@ def test_class_balanced_keeps_every_sample_of_a_class_equally_often(of: int) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", plugins.available("memory"))
+def test_a_sample_comes_by_once_however_many_epochs_it_is_trained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what a memory keeps of a stream would depend on how long its tasks are trained."""
+    kept = made(plugins.find("memory", name))
+    came: list[Tensor] = []
+    store = type(kept).store
+
+    def note(self: Memory, batch: Batch, output: Tensor, draw: torch.Generator) -> None:
+        came.append(batch.x.clone())
+        store(self, batch, output, draw)
+
+    monkeypatch.setattr(type(kept), "store", note)
+    x = torch.rand(40, 1, 8, 8, generator=generator("epochs"))
+    data = held_out(x, torch.arange(40) % 4, "abcd", test_share=0.5, seed=0)
+    scenario = split(data, setting="class-incremental", n_tasks=2, seed=0)
+    with drawn_from("epochs"):
+        model = SharedNetwork(MLP((1, 8, 8), hidden=(10,)))
+    loop = Loop(model=model, train=Train(batch_size=5), budget=Budget(epochs=3), plugins=[kept])
+    for experience in to_benchmark(scenario).streams["train"]:
+        loop.train(experience, [])
+    there = torch.cat([task.train.x for task in scenario.tasks])
+    by_sum = [images[images.sum((1, 2, 3)).argsort()] for images in (torch.cat(came), there)]
+    assert torch.equal(*by_sum)
+
+
 def test_a_memory_that_is_not_fair_is_found() -> None:
     assert fairness("ring", [0] * 20, capacity=12, of=0) < 1e-6
 

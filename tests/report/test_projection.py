@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from forgetlab import projection, report
@@ -68,6 +70,14 @@ def test_tasks_bear_their_names_where_all_seeds_agree(names: tuple[list[str], li
     files = projection.files(results, projection.thinned_curves(results), "ewc")
     assert set(files) == {"accuracy.json", "accuracy.png", "forgetting.png"}
     assert all(f'"{name}"'.encode() in files["accuracy.json"] for name in expected)
+
+
+def test_a_cell_that_one_seed_lacks_is_no_mean_of_the_others() -> None:
+    """Else the mean of one cell would be over other seeds than that of the next."""
+    results = [result(seed=seed) for seed in (0, 1)]
+    results[1].accuracy[1][0] = None
+    files = projection.files(results, projection.curves(results), "ewc")
+    assert json.loads(files["accuracy.json"])["accuracy"] == [[1.0, None], [None, 1.0]]
 
 
 def test_the_note_keeps_to_its_room_and_says_where_the_rest_is() -> None:

@@ -122,6 +122,11 @@ def test_chance_follows_from_what_is_told():
     assert report.chance(run("er", **domains).result) == [1 / 2, 1 / 2]
 
 
+def test_a_router_is_not_told_so_it_guesses_among_all_classes():
+    tasks: dict[str, Any] = {"classes_per_task": [[0, 1], [2, 3, 4, 5]]}
+    assert report.chance(run("lora", task_identity="routed", **tasks).result) == [1 / 6, 1 / 6]
+
+
 def test_a_whole_markdown_table():
     runs = [
         run("er", seed=0),

@@ -106,6 +106,21 @@ def test_held_out_takes_the_same_share_of_every_class() -> None:
     assert not torch.equal(data.test.x, other.test.x)
 
 
+def test_the_checksum_covers_validation_data_and_what_is_held_back() -> None:
+    stream = split(dataset(), setting="class-incremental", n_tasks=2, seed=0, held_back=2).with_validation(0.2)
+    last, held = stream.tasks[-1], stream.held_back
+    assert last.validation is not None and held is not None
+    x, y = last.validation
+    changed = [
+        replace(stream, tasks=(*stream.tasks[:-1], replace(last, validation=Samples(x + 1, y)))),
+        replace(stream, tasks=(*stream.tasks[:-1], replace(last, validation=Samples(x, y.flip(0))))),
+        replace(stream, tasks=(*stream.tasks[:-1], replace(last, validation=None))),
+        replace(stream, held_back=replace(held, train=Samples(held.train.x + 1, held.train.y))),
+        replace(stream, held_back=None),
+    ]
+    assert len({one.checksum() for one in [stream, *changed]}) == 6
+
+
 def test_the_checksum_covers_every_value_and_name() -> None:
     stream = split(dataset(), setting="class-incremental", n_tasks=3, seed=0)
     last = stream.tasks[-1]

@@ -103,6 +103,41 @@ def test_a_budget_of_epochs_shows_every_sample_once_per_epoch(benchmark: CLScena
     assert told == [Epoch(epoch + 1, epochs) for _ in SIZES for epoch in range(epochs)]
 
 
+class States(SupervisedPlugin):
+    """Copies of the optimizer's state of the head's weight, when a task begins and when it has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: list[dict[str, Tensor]] = []
+        self.ended: list[dict[str, Tensor]] = []
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.begun.append(self._copied(strategy))
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.ended.append(self._copied(strategy))
+
+    def _copied(self, strategy: Any) -> dict[str, Tensor]:
+        state = strategy.optimizer.state.get(strategy.model.get_parameter("head.weight"), {})
+        return {name: value.clone() for name, value in state.items()}
+
+
+def test_rows_that_a_head_has_grown_by_begin_with_no_moments_and_old_rows_keep_theirs(benchmark: CLScenario) -> None:
+    states = States()
+    training = loop(states, reset_optimizer=False)
+    for experience in benchmark.streams["train"]:
+        training.train(experience, [])
+    assert states.begun[0] == {}
+    for task in (1, 2):
+        old, new = states.ended[task - 1], states.begun[task]
+        assert torch.equal(new["step"], old["step"])
+        for name in ("exp_avg", "exp_avg_sq"):
+            rows = len(old[name])
+            assert len(new[name]) > rows and bool(old[name].any())
+            assert torch.equal(new[name][:rows], old[name])
+            assert not bool(new[name][rows:].any())
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_naive_training_equals_bare_pytorch_to_the_bit(benchmark: CLScenario, optimizer: Any) -> None:
     momentum: dict[str, Any] = {"momentum": 0.9} if optimizer == "sgd" else {}

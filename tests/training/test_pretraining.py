@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from forgetlab import engine, pretraining, session
 from forgetlab.config import load, resolved
 from forgetlab.description import Run
+from forgetlab.fingerprint import start_key
 from forgetlab.learners import Context
 from forgetlab.pretraining import Start
 from forgetlab.scenario import pretraining_tasks
@@ -114,6 +116,54 @@ def test_a_start_is_made_once_and_found_by_its_content(
     file.write_text(FILE.replace("epochs: 8", "epochs: 9"))
     results(file, store)
     assert len(trainings) == 2, "other settings, another start"
+
+
+def test_all_that_makes_a_start_is_in_its_key_and_what_does_not_is_not(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = load(file).runs()[0]
+    assert run.pretrain is not None
+    scenario = engine.load_scenario(run)
+    tasks = pretraining_tasks(run.pretrain, scenario, run.seed_of("class_order"))
+    key = start_key(run, tasks)
+    other_rows = tasks[0].train._replace(x=tasks[0].train.x.flip(0))
+    changed = {
+        "model": start_key(run.model_copy(update={"model": {**run.model, "hidden": [25]}}), tasks),
+        "epochs": start_key(run.model_copy(update={"pretrain": {**run.pretrain, "epochs": 9}}), tasks),
+        "device": start_key(run.model_copy(update={"device": "cuda"}), tasks),
+        "threads": start_key(run.model_copy(update={"threads": 2}), tasks),
+        "data": start_key(run, (replace(tasks[0], train=other_rows), *tasks[1:])),
+    }
+    for name in ("init", "data_order"):  # each alone, as `seeds_vary` allows
+        protocol = run.protocol.model_copy(update={"seeds_vary": (name,)})
+        alone = run.model_copy(update={"protocol": protocol})
+        assert start_key(alone, tasks) == key  # seed 0 either way
+        changed[name] = start_key(alone.model_copy(update={"seed": 1}), tasks)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[start_key.__module__], "versions", lambda: {"torch": "another"})
+        changed["versions"] = start_key(run, tasks)
+    assert len({key, *changed.values()}) == 1 + len(changed), changed
+    naive, *_, module = load(file).runs()  # one start for all strategies
+    assert naive.strategy.name != module.strategy.name and start_key(module, tasks) == key
+    nothing = run.protocol.model_copy(update={"seeds_vary": ("class_order",)})
+    assert start_key(run.model_copy(update={"protocol": nothing, "seed": 1}), tasks) == key
+
+
+def test_where_the_order_alone_varies_each_seed_has_a_start_of_its_own(file: Path, tmp_path: Path) -> None:
+    file.write_text(
+        FILE.replace("protocol: {", "protocol: {seeds_vary: [data_order], ")
+        .replace("epochs: 8", "epochs: 1")
+        .replace("[naive, joint, separate, ridge]", "[naive]")
+        + "seeds: [0, 1]\n"
+    )
+    first, second = (run for run in load(file).runs() if run.strategy.name == "naive")
+    found = []
+    for run in (first, second):
+        scenario = engine.load_scenario(run)
+        start = Context(run, scenario, None, torch.device("cpu"), starts=tmp_path / "starts").start  # type: ignore[arg-type]
+        assert start is not None
+        found.append(start.tensors["head.weight"])
+    assert not torch.equal(*found)
 
 
 def test_a_strategys_override_does_not_reach_the_pretraining(file: Path) -> None:
