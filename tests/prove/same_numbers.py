@@ -219,9 +219,12 @@ def main() -> int:
     ]
     begun = time.monotonic()
     try:
-        if not arguments.compare_only:
-            with ThreadPoolExecutor(1 if arguments.one_by_one else 2) as pool:
-                list(pool.map(lambda tree: carry_out(tree, files), trees))
+        with ThreadPoolExecutor(1 if arguments.one_by_one else 2) as pool:
+            list(
+                pool.map(
+                    lambda tree: carry_out(tree, files), [tree for tree in trees if tree.name not in arguments.keep]
+                )
+            )
         lines = [coverage(tree) for tree in trees]
         plugins = json.loads(trees[1].python("-c", REGISTRY))
     except RunFailure as error:
@@ -256,7 +259,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="a folder for all that the runs leave; by default a temporary one")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these scenario files alone")
     parser.add_argument("--one-by-one", action="store_true", help="one tree after the other, on one core")
-    parser.add_argument("--compare-only", action="store_true", help="compare what is in --out again, and run nothing")
+    parser.add_argument(
+        "--keep", nargs="+", default=[], choices=("old", "new"), help="trees whose runs are in --out from before"
+    )
     arguments = parser.parse_args()
     for tree in (arguments.old, arguments.new):
         if not (tree / "forgetlab").is_dir():
