@@ -149,7 +149,7 @@ def test_the_general_prompt_learns_on_and_old_answers_stay() -> None:
 
 def test_each_task_goes_on_from_the_general_prompt_of_the_task_before() -> None:
     """Not from the first task's: the third of three tasks tells the two apart."""
-    network = trained(DualPrompt, 2)
+    network = isolated(DualPrompt, tasks=2, steps=2)
     isolation.start(network, 2)
     first, second, third = (network.module_of(task).parts.get_parameter("attn_kv-0.prefix") for task in range(3))
     assert not torch.equal(first, second)

@@ -77,7 +77,7 @@ def test_answers_are_those_of_evaluation_mode_and_the_mode_is_set_back() -> None
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for training in (True, False):
         network.train(training)
-        ((logits, labels),) = answers(network, [(x, y, task)], 7)
+        ((logits, labels),) = answers_of_tasks(network, [(x, y, task)], 7)
         assert network.training == training
         with torch.no_grad():
             expected = network.eval()(x, task)

@@ -188,7 +188,7 @@ def test_the_first_and_the_last_row_of_a_task_are_told_as_its_own() -> None:
     train = stream.tasks[0].train
     for row, task, place in ((2, 0, 0), (4, 0, 5), (5, 1, 0), (7, 1, 5), (8, 2, 0)):
         train = with_rows(train, [row], stream.tasks[task].test, [place])
-    (line,) = problems(with_task(stream, 0, train=train))
+    (line,) = soundness_problems(with_task(stream, 0, train=train))
     named = "row 2 is row 0 of task 0; row 4 is row 5 of task 0; row 5 is row 0 of task 1; row 7 is row 5 of task 1"
     assert f"({named}; row 8 is row 0 of task 2)" in line
 
