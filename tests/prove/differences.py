@@ -157,8 +157,8 @@ def _named(root: Path) -> dict[str, Path]:
         elif ".starts" in parts:  # a pretrained backbone by its key
             parts = (*parts[:-1], f"start {_digest_of_tensors(path)}")
         name = "/".join(parts)
-        if name in found:
-            raise ValueError(f"{root}: two files are called {name}")
+        while name in found:  # the same start under two keys
+            name += " again"
         found[name] = path
     return found
 
