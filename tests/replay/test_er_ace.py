@@ -23,7 +23,7 @@ from forgetlab.strategies.replay.er_ace import AsymmetricCrossEntropy
 from helpers import runs
 from helpers.networks import bare
 from helpers.streams import opposed, under_one_label
-from helpers.training import SEED, Stock, difference, in_avalanche, learned
+from helpers.training import SEED, OurBatches, difference, in_avalanche, learned
 
 ER_ACE = stock_class("strategy", "ER_ACE")
 ACECriterion: Any = vars(inspect.getmodule(ER_ACE))["ACECriterion"]
@@ -114,7 +114,7 @@ class OldSamples(Memory):
         return next(self.drawn)
 
 
-class Theirs(Stock, ER_ACE):
+class Theirs(OurBatches, ER_ACE):
     """Avalanche's with the batches of our loop, the drawn samples from above, and the sum that it halves."""
 
     def _before_training_exp(self, **kwargs: Any) -> None:
