@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -158,6 +159,7 @@ def results(folder: Path, setting: str, head: str = "growing") -> list[list[floa
     return list(runs.finals(folder, FILE.format(setting=setting, head=head)).values())
 
 
+@pytest.mark.slow
 def test_it_forgets_less_than_plain_replay_where_classes_come(tmp_path: Path) -> None:
     """In one pass, as the paper says. By Adam, whose steps are no longer where a loss is a sum and not a mean."""
     accuracy = results(tmp_path, "class-incremental")
@@ -165,6 +167,7 @@ def test_it_forgets_less_than_plain_replay_where_classes_come(tmp_path: Path) ->
     assert all(b > a + 0.03 for a, b in zip(*accuracy, strict=True))
 
 
+@pytest.mark.slow
 def test_where_the_task_is_told_there_is_little_between_them(tmp_path: Path) -> None:
     plain, ours = results(tmp_path, "task-incremental", "per-task")
     for a, b in zip(plain, ours, strict=True):

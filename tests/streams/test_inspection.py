@@ -73,6 +73,7 @@ def test_nothing_is_found_in_a_sound_stream() -> None:
     assert problems(replace(sound(), held_back=Task("x", samples(90, [0, 1]), samples(91, [0, 1]), (0, 1)))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", OWN, ids=lambda spec: "-".join(map(str, spec.values())))
 def test_nothing_is_found_in_our_own_streams(spec: dict[str, Any]) -> None:
     options = {key: value for key, value in spec.items() if key != "name"}
