@@ -13,7 +13,7 @@ help:
 	@echo "make setup   install into .venv (Python 3.11 or newer; another one: PYTHON=python3.12)"
 	@echo "make run     the example experiments, class- and task-incremental"
 	@echo "make test    all tests"
-	@echo "make test-fast    those that take less than about a second each; three minutes on two cores"
+	@echo "make test-fast    those that take less than half a second each; three minutes on two cores"
 	@echo "make test-times   all tests, and at the end where the mark \`slow\` does not fit the time"
 	@echo "make prove   deliberate breaks, and for each the test that turns red; some: make prove PROVE='--sample 5'"
 	@echo "make bench   what the loop costs beside the arithmetic, and against stock Avalanche"

@@ -455,6 +455,7 @@ def test_task_labels_that_name_one_task_each_are_told() -> None:
 # Each trains on the other's
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundaries", [True, False])
 def test_a_stock_script_trains_on_our_online_stream(boundaries: bool) -> None:
     from avalanche.evaluation.metrics import accuracy_metrics
@@ -518,6 +519,7 @@ def test_a_benchmark_by_its_name(root: Path) -> None:
             assert torch.equal(task.train.x[task.train.y == label], (theirs - 0.1307) / 0.3081)
 
 
+@pytest.mark.slow
 def test_the_seed_draws_the_order_of_the_classes(root: Path) -> None:
     first = split_mnist(root, n_experiences=5)
     assert split_mnist(root, n_experiences=5).checksum() == first.checksum()

@@ -84,6 +84,7 @@ def fine_tuned() -> list[float]:
     return learned()[1]
 
 
+@pytest.mark.slow
 def test_reservoir_in_a_plain_avalanche_script(fine_tuned: list[float]) -> None:
     memory = plugins.build("memory", "reservoir", {"capacity": 60})
     _, final = learned(memory)
@@ -114,6 +115,7 @@ class Weighs(SupervisedPlugin):
         return sum(float((self.fisher[n] * (p - first[n]) ** 2).detach().sum()) for n, p in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_ewc_in_a_plain_avalanche_script() -> None:
     free, held = Weighs(), Weighs()
     far = free.distance(learned(free)[0])
@@ -125,6 +127,7 @@ def test_ewc_in_a_plain_avalanche_script() -> None:
         assert value.shape == model.get_parameter(name).shape
 
 
+@pytest.mark.slow
 def test_lora_per_task_in_a_plain_avalanche_script_answers_old_tasks_as_before() -> None:
     torch.manual_seed(0)
     options = {"sites": ["mlp.in"], "rank": 4}

@@ -76,6 +76,7 @@ def _nearest_means(seed: int) -> list[float]:
     return shares
 
 
+@pytest.mark.slow
 def test_replay_lies_between_naive_and_joint() -> None:
     naive, joint, replay = (results("split_digits.yaml", name) for name in ("naive", "joint", "reservoir"))
     naive_forgets(naive)
@@ -90,10 +91,12 @@ def ridge() -> list[Result]:
     return results("split_digits_task.yaml", "ridge")
 
 
+@pytest.mark.slow
 def test_lora_per_task_forgets_nothing_and_learns_more_than_ridge(ridge: list[Result]) -> None:
     isolated_modules_forget_nothing(results("split_digits_task.yaml", "lora"), ridge)
 
 
+@pytest.mark.slow
 def test_a_removed_freeze_is_seen(monkeypatch: pytest.MonkeyPatch, ridge: list[Result]) -> None:
     start = IsolatedNetwork.__init__
 
@@ -106,6 +109,7 @@ def test_a_removed_freeze_is_seen(monkeypatch: pytest.MonkeyPatch, ridge: list[R
         isolated_modules_forget_nothing(results("split_digits_task.yaml", "lora"), ridge)
 
 
+@pytest.mark.slow
 def test_a_module_that_stays_open_is_seen(monkeypatch: pytest.MonkeyPatch, ridge: list[Result]) -> None:
     """One module for all tasks is not isolation."""
     modules: list[Isolation] = []
@@ -121,10 +125,12 @@ def test_a_module_that_stays_open_is_seen(monkeypatch: pytest.MonkeyPatch, ridge
         isolated_modules_forget_nothing(results("split_digits_task.yaml", "lora"), ridge)
 
 
+@pytest.mark.slow
 def test_routes_are_inferred_from_features_alone() -> None:
     routes_are_inferred(results("split_digits.yaml", "lora+prototype"))
 
 
+@pytest.mark.slow
 def test_a_leaked_task_id_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = engine.to_benchmark
     monkeypatch.setattr(engine, "to_benchmark", lambda scenario, device, told: honest(scenario, device, True))
@@ -139,6 +145,7 @@ def _looks_at_the_task(self: IsolatedNetwork, x: torch.Tensor, task_labels: torc
     return self._spread({int(task[0]): self.answer(int(task[0]), x)})
 
 
+@pytest.mark.slow
 def test_a_cached_result_of_another_file_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     task_il, class_il = (_only_naive(experiment(file)) for file in ("split_digits_task.yaml", "split_digits.yaml"))
     store = Store(tmp_path)

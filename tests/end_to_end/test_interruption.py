@@ -53,6 +53,7 @@ def rows(path: Path) -> list[Any]:
     return json.loads(path.read_text(encoding="utf-8"))["accuracy"] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Path) -> None:
     (tmp_path / "slow.yaml").write_text(SLOW, encoding="utf-8")
     arguments = ["run", str(tmp_path / "slow.yaml"), "--no-tracking", "--runs", str(tmp_path / "runs")]
@@ -80,6 +81,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Pa
     assert all(folder.result() for folder in Store(tmp_path / "runs").folders())
 
 
+@pytest.mark.slow
 def test_a_killed_writer_never_leaves_half_a_file(tmp_path: Path) -> None:
     path, moment = tmp_path / "result.json", random.Random(0)
     for _ in range(12):
@@ -107,6 +109,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert os.listdir(tmp_path) == ["result.json"]
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_write_one_experiment(tmp_path: Path) -> None:
     (tmp_path / "slow.yaml").write_text(SLOW, encoding="utf-8")
     arguments = ["run", str(tmp_path / "slow.yaml"), "--no-tracking", "--runs", str(tmp_path / "runs")]

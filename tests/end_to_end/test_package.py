@@ -57,12 +57,14 @@ def test_the_wheel_holds_one_package_with_its_plugins_and_an_example(wheel: Path
     assert {"forgetlab/py.typed", "forgetlab/examples/split_digits.yaml"} <= set(names)
 
 
+@pytest.mark.slow
 def test_the_installed_wheel_is_what_gets_imported(programs: Path, tmp_path: Path) -> None:
     code = "import forgetlab.strategies, torch; print(forgetlab.__file__)"
     place = Path(call(programs / "python", "-c", code, cwd=tmp_path, env=ENVIRONMENT))
     assert place.is_relative_to(programs.parent)
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs_an_example_from_any_folder(programs: Path, tmp_path: Path) -> None:
     code = "import forgetlab; print(forgetlab.__path__[0])"
     package = Path(call(programs / "python", "-c", code, cwd=tmp_path, env=ENVIRONMENT))
@@ -102,6 +104,7 @@ except SystemExit:
     assert call(sys.executable, "-c", code).endswith("imported:")
 
 
+@pytest.mark.slow
 def test_a_skipped_test_fails_where_everything_is_required(tmp_path: Path) -> None:
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
     (tmp_path / "test_skip.py").write_text(

@@ -30,6 +30,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     return results("text_reuters", tmp_path_factory.mktemp("text"), **few)
 
 
+@pytest.mark.slow
 def test_the_pretrained_encoder_is_fine_tuned_by_every_entry(text: dict[str, Result]) -> None:
     assert text.keys() == {"naive", "joint", "ridge", "reservoir", "lwf"}
     for result in text.values():
@@ -39,12 +40,14 @@ def test_the_pretrained_encoder_is_fine_tuned_by_every_entry(text: dict[str, Res
     assert text["reservoir"].counts["total"]["samples_replayed"] > 0
 
 
+@pytest.mark.slow
 def test_pretrained_features_know_the_topics(text: dict[str, Result]) -> None:
     """Eight topics, 32 stories of each task: what a ridge on the frozen encoder makes of them."""
     assert (text["ridge"].metrics["average_accuracy"] or 0) > 0.6
     assert (text["naive"].accuracy[0][0] or 0) > 0.5
 
 
+@pytest.mark.slow
 def test_tables_run_with_all_three_families(tmp_path: Path) -> None:
     found = results("flights", tmp_path, samples_per_task=400, test_samples_per_task=300, n_tasks=3)
     assert {result.family for result in found.values()} >= {"reference", "replay", "regularization", "isolation"}

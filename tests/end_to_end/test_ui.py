@@ -36,17 +36,20 @@ PATIENCE = 60_000  # milliseconds for a page to show something
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian's package: chromium)")
 
 
+@pytest.mark.slow
 def test_an_unknown_experiment_is_named_with_the_nearest(folder: Path) -> None:
     with pytest.raises(LookupError, match=r"no experiment 'browsd'.*did you mean 'browsed'"):
         ui.serve(f"sqlite:///{folder}/mlflow.db", "browsd", open_browser=False)
 
 
+@pytest.mark.slow
 def test_a_missing_store_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match="no runs are tracked"):
         ui.serve(f"sqlite:///{tmp_path}/none.db", None, open_browser=False)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_says_why(folder: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -55,6 +58,7 @@ def test_a_server_that_dies_says_why(folder: Path) -> None:
             ui.serve(f"sqlite:///{folder}/mlflow.db", None, open_browser=False, port=port, announce=lambda _: None)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_address_shows_the_comparison_with_nothing_clicked(page: Any, address: str) -> None:
     page.goto(address)
@@ -71,6 +75,7 @@ def test_the_address_shows_the_comparison_with_nothing_clicked(page: Any, addres
     assert not page.get_by_role("link", name="seed 0", exact=True).count(), "seeds are folded away at first"
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_expanding_a_strategy_shows_its_seeds(page: Any, address: str) -> None:
     page.goto(address)
@@ -81,6 +86,7 @@ def test_expanding_a_strategy_shows_its_seeds(page: Any, address: str) -> None:
         page.get_by_role("link", name=seed, exact=True).first.wait_for(timeout=PATIENCE)
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_heat_map_is_among_a_seeds_artifacts(page: Any, address: str, folder: Path) -> None:
     uri = f"sqlite:///{folder}/mlflow.db"
@@ -94,6 +100,7 @@ def test_the_heat_map_is_among_a_seeds_artifacts(page: Any, address: str, folder
     assert page.evaluate("image => image.naturalWidth", picture.element_handle()) > 100
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_rerun_adds_no_run(folder: Path, address: str) -> None:
     uri = f"sqlite:///{folder}/mlflow.db"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-SLOW = 1.0  # seconds of a test, in the mean over its parameters: from here on it has to be marked
-QUICK = 0.4  # and up to here it must not be; what lies between may be either
+SLOW = 0.8  # seconds of a test, in the mean over its parameters: from here on it has to be marked
+QUICK = 0.3  # and up to here it must not be; what lies between may be either
 
 
 class Times:
@@ -23,8 +23,7 @@ class Times:
 
     def __init__(self) -> None:
         self.spent = self.shared = 0.0
-        self.found: dict[str, list[float]] = defaultdict(list)
-        self.marked: set[str] = set()
+        self.found: dict[tuple[str, bool], list[float]] = defaultdict(list)  # by function, and whether it is marked
 
     @contextmanager
     def counted(self, item: pytest.Item) -> Iterator[None]:
@@ -55,21 +54,17 @@ class Times:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Also where another process ran the test."""
         if report.when == "call":
-            told = dict(report.user_properties)
+            told: dict[str, Any] = dict(report.user_properties)
             function = report.nodeid.partition("[")[0]
-            self.found[function].append(float(told["seconds"]))  # type: ignore[arg-type]
-            if told["slow"]:
-                self.marked.add(function)
+            self.found[function, told["slow"]].append(told["seconds"])
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        means = {function: sum(seconds) / len(seconds) for function, seconds in self.found.items()}
         terminalreporter.section("marks that do not fit the time")
-        for function, mean in sorted(means.items(), key=lambda item: -item[1]):
-            if function not in self.marked and mean > SLOW:
-                terminalreporter.write_line(f"{mean:6.2f} s, to be marked slow: {function}")
-            if function in self.marked and mean < QUICK:
-                terminalreporter.write_line(f"{mean:6.2f} s, marked slow: {function}")
-        quick = sum(sum(self.found[function]) for function in means if function not in self.marked)
+        means = [(sum(seconds) / len(seconds), *key) for key, seconds in self.found.items()]
+        for mean, function, marked in sorted(means, reverse=True):
+            if (marked and mean < QUICK) or (not marked and mean > SLOW):
+                terminalreporter.write_line(f"{mean:6.2f} s, {'marked slow' if marked else 'not marked'}: {function}")
+        quick = sum(sum(seconds) for (_, marked), seconds in self.found.items() if not marked)
         terminalreporter.write_line(f"{quick:.0f} s of the processor without what is marked slow")
 
 

@@ -32,8 +32,12 @@ def learned(model: nn.Module, stream: Any, *found: Any, epochs: int = 2, seed: i
     return learn(Loop(model=model, train=settings, budget=Budget(epochs=epochs), plugins=[*found], seed=seed), stream)
 
 
-class Stock(SupervisedTemplate):
-    """Avalanche's own template, fed with the batches of our loop; its generators are seeded as our loop seeds them."""
+class OurBatches:
+    """Feeds a template of Avalanche's with the batches of our loop, its generators seeded as our loop seeds them."""
+
+    adapted_dataset: Any
+    clock: Any
+    train_mb_size: int
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
         columns, task = self.adapted_dataset.columns(), self.clock.train_exp_counter
@@ -41,7 +45,11 @@ class Stock(SupervisedTemplate):
 
     def check_model_and_optimizer(self, **kwargs: Any) -> None:
         reseed("task", SEED, self.clock.train_exp_counter)
-        super().check_model_and_optimizer(**kwargs)
+        super().check_model_and_optimizer(**kwargs)  # type: ignore[misc] - the template's, which stands beside this
+
+
+class Stock(OurBatches, SupervisedTemplate):  # type: ignore[misc] - the types that each gives its attributes
+    """Avalanche's own template on our batches."""
 
 
 def in_avalanche(

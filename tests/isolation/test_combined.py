@@ -42,6 +42,7 @@ def mam(tmp_path: Path, scale: float) -> Any:
     return load(file)
 
 
+@pytest.mark.slow
 def test_mam_is_a_list_of_two_in_a_scenario_file(tmp_path: Path) -> None:
     experiment = mam(tmp_path, 4.0)
     result = engine.run(experiment.run(experiment.strategies[0], 0), lambda event: None)
@@ -152,11 +153,13 @@ class Forgetful(Combined):
             member.end(data, earlier, {}, backbone)
 
 
+@pytest.mark.slow
 def test_a_member_whose_share_is_lost_is_found() -> None:
     with pytest.raises(RuntimeError, match="Missing key"):
         isolation.survives_a_file(Plugin("isolation", "broken", lambda: Forgetful(("mad_x", "lora"))))
 
 
+@pytest.mark.slow
 def test_the_peft_backend_stands_beside_our_own() -> None:
     backbone = tiny("vit")
     config = {"peft_type": "LORA", "target_modules": ["attn.q"]}

@@ -234,6 +234,7 @@ class ScalesTheOutput(IA3):
         return y * part["scale"][: site.out_dim]
 
 
+@pytest.mark.slow
 def test_ia3_at_another_place_is_found() -> None:
     ours, theirs, _ = beside_peft("bert", ScalesTheOutput)
     x = samples(ours[1], 3)

@@ -102,6 +102,7 @@ def test_the_values_do_not_depend_on_who_asks_first() -> None:
     assert torch.equal(mixed, straight[rows])
 
 
+@pytest.mark.slow
 def test_beyond_the_bound_it_goes_to_disk_and_beyond_that_the_oldest_go(
     monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:

@@ -128,6 +128,7 @@ def test_cached_states_train_it_just_as_well() -> None:
         torch.testing.assert_close(cached, live, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_padding_is_seen_by_no_real_token() -> None:
     backbone: Any = tiny("bert")

@@ -179,6 +179,7 @@ def test_the_penalty_is_the_expected_number_of_open_gates_until_they_are_pruned(
     assert module.penalty() is None
 
 
+@pytest.mark.slow
 def test_a_strong_penalty_closes_gates() -> None:
     closed = {}
     for sparsity in (1e-7, 0.5):
@@ -393,6 +394,7 @@ class SoftInTheEnd(HAT):
         self.s = 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [ProtectsTheLastTaskOnly, SoftInTheEnd])
 def test_units_that_are_not_protected_are_found(broken: type[HAT]) -> None:
     with pytest.raises(AssertionError, match="changed an earlier one's answers"):
@@ -419,6 +421,7 @@ def test_the_penalty_is_the_share_of_free_units_that_are_open() -> None:
     assert nothing is not None and nothing.item() == 0.0  # all are used: not 0 / 0
 
 
+@pytest.mark.slow
 def test_a_stronger_penalty_opens_fewer_units() -> None:
     opened = {}
     for sparsity in (0.0, 5.0):
@@ -431,6 +434,7 @@ def test_a_stronger_penalty_opens_fewer_units() -> None:
 # In a run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

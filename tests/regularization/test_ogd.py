@@ -283,6 +283,7 @@ seeds: [0, 1, 2]
 """
 
 
+@pytest.mark.slow
 def test_it_forgets_less_than_naive_training(tmp_path: Path) -> None:
     final = finals(tmp_path, FILE)
     print(final)

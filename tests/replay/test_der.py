@@ -30,7 +30,7 @@ from forgetlab.seeding import generator
 from helpers.networks import bare, network
 from helpers.runs import loaded
 from helpers.streams import in_pairs, opposed, under_one_label
-from helpers.training import SEED, Stock, difference, learned
+from helpers.training import SEED, OurBatches, difference, learned
 
 MODEL = nn.Identity()  # the loss needs no more than the output
 SIZE = 12  # of a task
@@ -165,7 +165,7 @@ def test_a_scenario_file_gives_it_to_a_memory(tmp_path: Path) -> None:
     assert entry.replay.rehearsal == {"name": "der++", "alpha": 0.7, "beta": 0.5}
 
 
-class StockDER(Stock, stock_class("strategy", "DER")):  # type: ignore[misc]
+class StockDER(OurBatches, stock_class("strategy", "DER")):  # type: ignore[misc]
     """Avalanche's own, fed with the batches of our loop; notes what it draws."""
 
     def _before_forward(self, **kwargs: Any) -> None:

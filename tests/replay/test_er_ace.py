@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +24,7 @@ from forgetlab.strategies.replay.er_ace import AsymmetricCrossEntropy
 from helpers import runs
 from helpers.networks import bare
 from helpers.streams import opposed, under_one_label
-from helpers.training import SEED, Stock, difference, in_avalanche, learned
+from helpers.training import SEED, OurBatches, difference, in_avalanche, learned
 
 ER_ACE = stock_class("strategy", "ER_ACE")
 ACECriterion: Any = vars(inspect.getmodule(ER_ACE))["ACECriterion"]
@@ -114,7 +115,7 @@ class OldSamples(Memory):
         return next(self.drawn)
 
 
-class Theirs(Stock, ER_ACE):
+class Theirs(OurBatches, ER_ACE):
     """Avalanche's with the batches of our loop, the drawn samples from above, and the sum that it halves."""
 
     def _before_training_exp(self, **kwargs: Any) -> None:
@@ -158,6 +159,7 @@ def results(folder: Path, setting: str, head: str = "growing") -> list[list[floa
     return list(runs.finals(folder, FILE.format(setting=setting, head=head)).values())
 
 
+@pytest.mark.slow
 def test_it_forgets_less_than_plain_replay_where_classes_come(tmp_path: Path) -> None:
     """In one pass, as the paper says. By Adam, whose steps are no longer where a loss is a sum and not a mean."""
     accuracy = results(tmp_path, "class-incremental")
@@ -165,6 +167,7 @@ def test_it_forgets_less_than_plain_replay_where_classes_come(tmp_path: Path) ->
     assert all(b > a + 0.03 for a, b in zip(*accuracy, strict=True))
 
 
+@pytest.mark.slow
 def test_where_the_task_is_told_there_is_little_between_them(tmp_path: Path) -> None:
     plain, ours = results(tmp_path, "task-incremental", "per-task")
     for a, b in zip(plain, ours, strict=True):

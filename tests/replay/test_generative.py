@@ -76,6 +76,7 @@ def evidence(made: VAE, x: Tensor) -> Tensor:
     return -log_p.logsumexp(0).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
 def test_the_loss_is_a_bound_on_the_evidence_and_gets_near_it(monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
     """The deliberate break: a divergence that is left out lets the loss fall below what no code can reach."""
@@ -135,6 +136,7 @@ def shares(memory: Any, model: nn.Module, n: int = 600) -> Tensor:
     return (memory.sample(n, generator("shares")).y // 2).bincount(minlength=3) / n
 
 
+@pytest.mark.slow
 def test_it_draws_of_all_tasks() -> None:
     memory = generative()
     found = shares(memory, trained(memory))
@@ -142,6 +144,7 @@ def test_it_draws_of_all_tasks() -> None:
     assert found.min() > 0.1
 
 
+@pytest.mark.slow
 def test_a_generator_that_does_not_replay_itself_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deliberate break: it knows the last task alone, though the solver would still label the others."""
     fit = vae.fit
@@ -171,6 +174,7 @@ def test_labels_are_those_of_the_model_before_the_task_among_its_classes() -> No
     assert model.training and {*drawn.task.tolist()} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["growing", "per-task"])
 def test_where_tasks_are_told_each_image_is_labelled_for_an_old_one(head: Any) -> None:
     memory = generative(steps=20)
@@ -206,6 +210,7 @@ def results(
     return runs.results(folder, text)
 
 
+@pytest.mark.slow
 def test_it_beats_naive_training_clearly(tmp_path: Path) -> None:
     """On class-incremental digits, with no image kept; distillation does no worse."""
     found = results(tmp_path, "", references="[naive]")
@@ -221,11 +226,13 @@ def test_it_beats_naive_training_clearly(tmp_path: Path) -> None:
     assert sizes == {4 * (sum(p.numel() for p in made.parameters()) + solver) + 3 * 8}
 
 
+@pytest.mark.slow
 def test_it_works_with_a_head_for_each_task(tmp_path: Path) -> None:
     (result,) = results(tmp_path, ", rehearsal: soft_targets", "task-incremental", "per-task", seeds="[0]")
     assert final(result) > 0.85 and result.counts["total"]["samples_replayed"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "model", "message"),
     [
@@ -282,6 +289,7 @@ def test_soft_targets_pull_towards_the_stored_logits() -> None:
         torch.testing.assert_close(output.grad.float(), centred / 3 / 2, atol=1e-3, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_digit_is_a_digit() -> None:
     """What the generator makes of digits is told apart by nearest class mean as it is by its labels."""
     x = dataset("digits").train.x[:600].float()

@@ -174,6 +174,7 @@ def run(folder: Path, replay: str, **options: str) -> list[Any]:
     return runs.results(folder, FILE.format(replay=replay, **given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "head"),
     [("class-incremental", "fixed"), ("task-incremental", "per-task"), ("domain-incremental", "growing")],
@@ -186,6 +187,7 @@ def test_it_forgets_less_than_naive_training_in_every_setting(tmp_path: Path, se
     assert min(herding.counts["per_task"]["samples_replayed"][1:]) > 0
 
 
+@pytest.mark.slow
 def test_a_vit_and_der_have_it_as_their_memory(tmp_path: Path) -> None:
     vit = "vit, width: 16, depth: 2, patch: 4, heads: 2"
     naive, herding = run(tmp_path, "memory: herding, capacity: 100, rehearsal: der++", model=vit)

@@ -76,6 +76,7 @@ def test_nothing_is_found_in_a_sound_stream() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", OWN, ids=lambda spec: "-".join(map(str, spec.values())))
 def test_nothing_is_found_in_our_own_streams(spec: dict[str, Any]) -> None:
     options = {key: value for key, value in spec.items() if key != "name"}
