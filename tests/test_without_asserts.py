@@ -124,7 +124,7 @@ TOLD = {
     "isolation": "identity_at_birth does not say what an untrained module does on a vit",
     "router": "well separated tasks are mixed up",
     "merger": "merging changes what the tasks own",
-    "regularizer": "the penalty pulls away from its anchor",
+    "regularizer": "the penalty at its anchor is ",
     "rehearsal": "drawn samples have no part in the loss",
     "sampler": "a sample is drawn twice while others lie idle",
     "memory": "labels and inputs were mixed up",
