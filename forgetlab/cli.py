@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forgetlab import __version__
-from forgetlab.cli_plugins import COMMANDS, FILE, fail
+from forgetlab import __version__, cli_plugins, cli_runs
+from forgetlab.cli_plugins import FILE, fail
+from forgetlab.cli_runs import RUNS
+from forgetlab.cli_runs import load as _load
 
 if TYPE_CHECKING:
     from forgetlab.description import Experiment
     from forgetlab.store import RunFolder
 
-RUNS = click.option(
-    "--runs", type=FILE, default=Path("runs"), show_default=True, help="Folder that holds all run folders."
-)
 WORKERS = click.option(
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Runs side by side; no number changes."
 )
@@ -36,7 +35,7 @@ def main() -> None:
     """Experiments on catastrophic forgetting: one file, several strategies and seeds, one honest table."""
 
 
-for command in COMMANDS:
+for command in (*cli_plugins.COMMANDS, *cli_runs.COMMANDS):
     main.add_command(command)
 
 
@@ -208,22 +207,6 @@ def ui(name: str | None, uri: str, no_browser: bool, port: int) -> None:
         sys.exit(serve(uri, name, open_browser=not no_browser, port=port, announce=click.echo))
     except (LookupError, OSError, RuntimeError) as error:
         fail(str(error.args[0] if error.args else error))
-
-
-def _load(paths: Sequence[Path]) -> list[Experiment]:
-    """The experiments of all files, or all that is wrong with any of them."""
-    from forgetlab.config import load
-    from forgetlab.yaml_file import FileErrors
-
-    found, refused = [], []
-    for path in paths:
-        try:
-            found.append(load(path))
-        except FileErrors as error:
-            refused.append(str(error))
-    if refused:
-        fail("\n".join(refused))
-    return found
 
 
 @contextmanager

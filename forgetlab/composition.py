@@ -22,6 +22,10 @@ def combination_problems(
     entry: Strategy, experiment: Experiment, backbone: nn.Module | None, x: Tensor
 ) -> Iterator[Problem]:
     """What has no meaning, with where in the entry; each part alone is known to be sound."""
+    functions = list(_functions(entry))
+    if functions:
+        yield from functions
+        return
     for i, spec in enumerate(entry.regularization or ()):
         kind = plugins.kind_of(spec["name"], REGULARIZATION)
         if kind == "projection" and _of(kind, spec).references != "none":
@@ -116,6 +120,21 @@ def _reading(replay: Replay, memory: type, parts: dict[str, type | None]) -> Ite
         yield ("replay", "depth"), "a model that starts anew with each task has nothing inside that stays"
     if rehearsal is not None and rehearsal.keeps_logits and memory.inside:
         yield ("replay", "rehearsal"), "it needs the logits of kept samples, and here none are kept"
+
+
+def _functions(entry: Strategy) -> Iterator[Problem]:
+    """Parts that were registered as functions: how they go together is asked of their classes."""
+    parts: list[tuple[KeyPath, str, ResolvedSpec]] = []
+    for i, spec in enumerate(entry.regularization or ()):
+        parts.append((("regularization", i), plugins.kind_of(spec["name"], REGULARIZATION), spec))
+    for part in ("memory", "sampler", "rehearsal", "projection"):
+        spec = getattr(entry.replay, part, None)
+        if spec is not None:
+            parts.append((("replay", part), part, spec))
+    for place, kind, spec in parts:
+        if not isinstance(plugins.find(kind, spec["name"]).factory, type):
+            told = f"{spec['name']} is a function, and a {kind} is a class"
+            yield place, f"{told}: 'forgetlab new {kind} NAME' writes one to start from"
 
 
 def _of(kind: str, spec: dict[str, object]) -> type:

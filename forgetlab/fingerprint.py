@@ -16,6 +16,7 @@ from forgetlab.description import ORACLE, REGULARIZATION, ResolvedSpec, Run
 from forgetlab.scenario import Scenario, Task, pretraining_tasks
 
 EXEMPT = {  # files of ours that read files or show results, and so cannot change a number
+    "adoption", "cli_runs",
     "choices", "cli", "config", "definitions", "entries", "feasibility", "fingerprint", "inspection", "modules",
     "peft_format", "pictures", "preview", "preview_samples", "prices", "progress", "projection", "provenance", "report",
     "scaffold", "scenario_file", "search", "session", "shelf", "tracking", "tuning", "ui", "yaml_file",

@@ -46,6 +46,7 @@ class Finished:
 
     result: Result
     timing: Mapping[str, Any]
+    adopted: bool = False  # made by an earlier version, and taken over
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Summary:
     task_identity: str
     seeds: tuple[int, ...]
     cells: Mapping[str, Interval | None]  # by metric, score, "chance", "seconds" or count; None: undefined
+    adopted: int = 0  # of its seeds, how many an earlier version made
 
 
 def summarise(finished: Sequence[Finished]) -> list[Summary]:
@@ -115,7 +117,8 @@ def _summary(name: str, runs: Sequence[Finished], results: Sequence[Result]) -> 
     names = dict.fromkeys(key for row in rows for key in row)
     cells = {key: _interval(row.get(key) for row in rows) for key in names}
     seeds = tuple(run.result.seed for run in runs)
-    return Summary(first.strategy, name, first.family, first.task_identity, seeds, cells)
+    adopted = sum(run.adopted for run in runs)
+    return Summary(first.strategy, name, first.family, first.task_identity, seeds, cells, adopted)
 
 
 def _interval(values: Iterable[float | None]) -> Interval | None:
@@ -211,11 +214,14 @@ def _amount(summary: Summary, names: Sequence[str], written: Callable[[float], s
 
 
 def _foot(rows: Sequence[Summary]) -> str:
-    """What holds for one section: the number of seeds, and what guessing gives where that is one number."""
+    """What holds for one section: the number of seeds, what guessing gives where that is one number, and whose runs
+    an earlier version made."""
     n = max(len(summary.seeds) for summary in rows)
     seeds = "1 seed, so no interval" if n == 1 else f"n = {n} seeds"
     guesses = {f"{cell.mean:.3f}" for summary in rows if (cell := summary.cells.get("chance")) is not None}
-    return f"{seeds}; guessing gives {guesses.pop()}." if len(guesses) == 1 else f"{seeds}."
+    foot = f"{seeds}; guessing gives {guesses.pop()}." if len(guesses) == 1 else f"{seeds}."
+    adopted = [f"{summary.label} ({summary.adopted} of {len(summary.seeds)})" for summary in rows if summary.adopted]
+    return f"{foot} Adopted, made by an earlier version: {', '.join(adopted)}." if adopted else foot
 
 
 def markdown(summaries: Sequence[Summary], title: str) -> str:

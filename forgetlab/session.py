@@ -234,7 +234,7 @@ def _one(
     if found is None or found != folder:
         store.set_aside(folder, key)
     if found is not None:
-        _adopt(found, folder, run, key)
+        _copy(found, folder, run, key)
         report(RunFound(run, folder))
         return folder
     folder.begin(key, engine.plain(run))
@@ -258,13 +258,13 @@ def _diverged(folder: RunFolder) -> str | None:
     return why if kind == f"{Diverged.__module__}.{Diverged.__qualname__}" else None
 
 
-def _adopt(found: RunFolder, folder: RunFolder, run: Run, key: str) -> None:
+def _copy(found: RunFolder, folder: RunFolder, run: Run, key: str) -> None:
     """Make a finished run's files this run's, under this run's name."""
     result = found.result()
     if found == folder or result is None:
         return
     copy = copy_of(found, folder.path)
-    copy.begin(key, engine.plain(run))
+    copy.begin(key, engine.plain(run), found.adopted_from)
     copy.save(replace(result, strategy=run.strategy.name), found.timing())
     os.replace(copy.path, folder.path)
 

@@ -52,8 +52,12 @@ def _is_its_own(folder: RunFolder, experiment: Experiment, entry: Strategy, seed
 
 
 def finished(folders: Sequence[RunFolder]) -> list[Finished]:
-    pairs = [(folder.result(), folder.timing()) for folder in folders]
-    return [Finished(result, timing) for result, timing in pairs if result is not None and result.finished]
+    found = [(folder, folder.result()) for folder in folders]
+    return [
+        Finished(result, folder.timing(), adopted=bool(folder.adopted_from))
+        for folder, result in found
+        if result is not None and result.finished
+    ]
 
 
 def print_table(done: list[Finished], title: str) -> None:

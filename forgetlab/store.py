@@ -2,7 +2,8 @@
 
 ``runs/<name>/<strategy>/seed-<n>/`` holds
 
-- ``config.yaml``: the resolved description of this run; its first line is the run's key;
+- ``config.yaml``: the resolved description of this run; its first line is the run's key, the second may be
+  ``adopted_from``: the keys that the run had in earlier versions;
 - ``result.json``: only what the file, the code and the machine's arithmetic determine, so equal runs give
   equal bytes; it grows by one row when a task ends;
 - ``timing.json``: seconds, dates, host, package versions, git state;
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -77,19 +78,38 @@ class RunFolder:
     @property
     def key(self) -> str | None:
         """The key of the run that this folder holds, or None."""
+        return self._line(0, "key")
+
+    @property
+    def adopted_from(self) -> list[str]:
+        """The keys that this run had in earlier versions, the oldest first; none where this version made it."""
+        keys = (self._line(1, "adopted_from") or "").strip("[]")
+        return [key.strip() for key in keys.split(",") if key.strip()]
+
+    def _line(self, number: int, name: str) -> str | None:
+        """What the file says in one of its first lines, if that line has this name."""
         try:
             with (self.path / "config.yaml").open(encoding="utf-8", errors="replace") as file:
-                first = file.readline()
+                line = [file.readline() for _ in range(number + 1)][number]
         except OSError:
             return None
-        return first.removeprefix("key:").strip() if first.startswith("key:") else None
+        return line.removeprefix(f"{name}:").strip() if line.startswith(f"{name}:") else None
 
-    def begin(self, key: str, description: Mapping[str, Any]) -> None:
+    def begin(self, key: str, description: Mapping[str, Any], adopted_from: Sequence[str] = ()) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "config.yaml", f"key: {key}\n{to_yaml(description)}")
+        adopted = f"adopted_from: [{', '.join(adopted_from)}]\n" if adopted_from else ""
+        write_text(self.path / "config.yaml", f"key: {key}\n{adopted}{to_yaml(description)}")
+
+    def adopt(self, key: str) -> None:
+        """Give the run the key that it has today, and keep those that it had."""
+        description = {name: value for name, value in self.description().items() if name != "key"}
+        had = [] if self.key is None else [self.key]
+        self.begin(key, description, [*self.adopted_from, *had])
 
     def description(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        """What the run is, and its key; not which keys it had."""
+        stored = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        return {name: value for name, value in stored.items() if name != "adopted_from"}
 
     def holds(self, description: Mapping[str, Any]) -> bool:
         """Whether this is the run that a description describes, wherever its plug-in files lay then."""
@@ -173,9 +193,15 @@ class Store:
         for path in sorted(self.root.glob(f"{name or '*'}/*/seed-*/config.yaml")):
             yield RunFolder(path.parent)
 
+    def everywhere(self, name: str | None = None) -> Iterator[RunFolder]:
+        """Every run folder, or those of one experiment, and all that were set aside."""
+        yield from self.folders(name)
+        for path in sorted((self.root / SET_ASIDE).glob("*/config.yaml")):
+            yield RunFolder(path.parent)
+
     def find(self, key: str, first: RunFolder) -> RunFolder | None:
         """A finished run with this key, whatever it was called; ``first`` is looked at before all others."""
-        for folder in (first, *self.folders(), *self._set_aside()):
+        for folder in (first, *self.everywhere()):
             if folder.key == key and (result := folder.result()) and result.finished:
                 return folder
         return None
@@ -189,10 +215,6 @@ class Store:
             shutil.rmtree(where, ignore_errors=True)
             os.replace(folder.path, where)
         shutil.rmtree(folder.path, ignore_errors=True)
-
-    def _set_aside(self) -> Iterator[RunFolder]:
-        for path in sorted((self.root / SET_ASIDE).glob("*/config.yaml")):
-            yield RunFolder(path.parent)
 
 
 def to_json(value: Any) -> str:

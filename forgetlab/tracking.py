@@ -24,9 +24,9 @@ from forgetlab import __version__, pictures, projection, report
 from forgetlab.report import Finished, Summary
 from forgetlab.store import RunFolder, to_json
 
-KEY, PARENT_KEY, COMPLETE, STRATEGY, UPDATED = (
-    f"forgetlab.{name}" for name in ("key", "parent_key", "complete", "strategy", "projected")
-)  # the last is when the view was brought up to date; its tag is in databases that there are
+KEY, PARENT_KEY, COMPLETE, STRATEGY, UPDATED, ADOPTED = (
+    f"forgetlab.{name}" for name in ("key", "parent_key", "complete", "strategy", "projected", "adopted_from")
+)  # `UPDATED` is when the view was brought up to date; its tag is in databases that there are
 NOTE, PARENT, COLOUR = "mlflow.note.content", "mlflow.parentRunId", "mlflow.runColor"
 ALL_DRAWN = "forgetlab"  # a view of the charts that draws every strategy
 CHART_VIEW = f"mlflow.sharedViewState.{ALL_DRAWN}"
@@ -68,6 +68,7 @@ class StoredRun:
     finished: Finished
     description: Mapping[str, Any]
     text: str
+    adopted_from: tuple[str, ...] = ()
 
 
 def update_view(name: str, folders: Sequence[RunFolder], uri: str, *, resolved_file: str) -> MlflowView:
@@ -162,7 +163,8 @@ def _read(folder: RunFolder) -> StoredRun | None:
     if key is None or result is None or not result.finished:
         return None
     text = (folder.path / "config.yaml").read_text(encoding="utf-8")
-    return StoredRun(key, Finished(result, folder.timing()), folder.description(), text)
+    finished = Finished(result, folder.timing(), adopted=bool(folder.adopted_from))
+    return StoredRun(key, finished, folder.description(), text, tuple(folder.adopted_from))
 
 
 class _Writer:
@@ -203,7 +205,10 @@ class _Writer:
 
     def _child(self, one: StoredRun, parent: str) -> None:
         result, timing = one.finished.result, one.finished.timing
-        run_id = self._start(f"seed {result.seed}", one, {PARENT: parent, KEY: one.key, "seed": str(result.seed)})
+        tags = {PARENT: parent, KEY: one.key, "seed": str(result.seed)}
+        if one.adopted_from:
+            tags[ADOPTED] = ", ".join(one.adopted_from)
+        run_id = self._start(f"seed {result.seed}", one, tags)
         files = {
             "config.yaml": one.text.encode(),
             "result.json": to_json(asdict(result)).encode(),

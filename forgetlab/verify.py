@@ -178,4 +178,8 @@ def _carried_out(one: Experiment, store: Store, workers: int) -> list[RunFolder]
 
     say(f"{one.name}:")
     with Progress(one, Console(stderr=True)) as report:
-        return carry_out(one, store, report=report, workers=workers)
+        folders = carry_out(one, store, report=report, workers=workers)
+    if adopted := sum(bool(folder.adopted_from) for folder in folders):
+        told = f"{adopted} of {len(folders)} runs were made by an earlier version and adopted"
+        say(f"{told}; 'forgetlab run --fresh' of the row's file makes them anew")
+    return folders

@@ -13,12 +13,14 @@ import pytest
 from helpers.paths import ROOT
 
 OWNERS = {  # who alone may use each
-    "click": {"cli", "cli_plugins"},
+    "click": {"cli", "cli_plugins", "cli_runs"},
     "mlflow": {"tracking"},
     "avalanche": {"avalanche_api"},
 }
 NUMERIC = {"metrics", "statistics"}
-UNKNOWN_TO_THE_ENGINE = {f"forgetlab.{name}" for name in ("tracking", "report", "cli", "cli_plugins", "config")}
+UNKNOWN_TO_THE_ENGINE = {
+    f"forgetlab.{name}" for name in ("tracking", "report", "cli", "cli_plugins", "cli_runs", "config")
+}
 LANGUAGE = set(sys.stdlib_module_names) | {"annotated_types", "pydantic", "typing_extensions"}  # and types
 FOR_A_METHOD = {"forgetlab.plugins", "forgetlab.batch", "forgetlab.fisher", "forgetlab.teacher"}  # and its contracts
 CONTRACTS = {

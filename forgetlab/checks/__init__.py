@@ -23,7 +23,7 @@ from forgetlab.checks import (
     sampler,
     scenario,
 )
-from forgetlab.checks.common import Check
+from forgetlab.checks.common import Check, require
 from forgetlab.plugins import Plugin
 
 __all__ = ["CHECKS", "Check", "checks", "documented"]
@@ -31,11 +31,16 @@ __all__ = ["CHECKS", "Check", "checks", "documented"]
 
 def documented(plugin: Plugin) -> None:
     """The class says what it does, its module names the source, and every parameter has a type."""
-    assert inspect.getdoc(plugin.factory), "no docstring"
+    require(
+        inspect.getdoc(plugin.factory), f"{plugin.factory.__name__} has no docstring: say in a sentence what it does"
+    )
     module = inspect.getmodule(plugin.factory)
-    assert module is not None and inspect.getdoc(module), "the file has no docstring"
+    require(
+        module is not None and inspect.getdoc(module),
+        "the file has no docstring: name the method, its authors, year and link",
+    )
     untyped = [p.name for p in plugins.parameters(plugin) if p.type == "Any"]
-    assert not untyped, f"parameters without a type: {', '.join(untyped)}"
+    require(not untyped, f"parameters without a type: {', '.join(untyped)}")
 
 
 CHECKS: Mapping[str, tuple[Check, ...]] = {

@@ -20,6 +20,16 @@ REQUIRED: Mapping[str, Any] = {  # what has no default and no small value of its
 }
 
 
+def require(holds: object, otherwise: str) -> None:
+    """Go on where a promise is kept. An ``assert`` would not do: it is gone where Python runs with -O.
+
+    Raises:
+        AssertionError: it is broken; ``otherwise`` tells its author what came instead.
+    """
+    if not holds:
+        raise AssertionError(otherwise)
+
+
 def make(plugin: Plugin, **options: Any) -> Any:
     """Build a plug-in from its defaults; what has none gets a small value of its type."""
     required = {p.name: p.type for p in plugins.parameters(plugin) if p.required}
@@ -33,7 +43,7 @@ def names_no_strange_callback(plugin: Plugin) -> None:
     from forgetlab.avalanche_api import SupervisedPlugin
 
     strange = {name for name in dir(make(plugin)) if name.startswith(("before", "after"))} - {*dir(SupervisedPlugin)}
-    assert not strange, f"Avalanche takes these for callbacks, by their names: {', '.join(sorted(strange))}"
+    require(not strange, f"Avalanche takes these for callbacks, by their names: {', '.join(sorted(strange))}")
 
 
 def inputs(seed: int = 0, n: int = 12) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from forgetlab.batch import Batch
 from forgetlab.checks.backbones import FAMILIES, samples, tiny
-from forgetlab.checks.common import make
+from forgetlab.checks.common import make, require
 from forgetlab.encoders import TextEncoder
 from forgetlab.frozen import FrozenWork, Source
 from forgetlab.isolated import IsolatedNetwork, Merged
@@ -29,7 +29,7 @@ _only: ContextVar[str | None] = ContextVar("_only", default=None)  # the one fam
 def networks(plugin: Plugin, anew: bool = False) -> Iterator[IsolatedNetwork]:
     """A network of each family that the module fits, three tasks trained; ``anew``: by this call, else a copy."""
     found = fitting(plugin)
-    assert found, f"{plugin.name} fits no backbone with any of the roles it takes"
+    require(found, f"{plugin.name} fits no backbone with any of the roles it takes")
     for name in found:
         yield trained.__wrapped__(plugin, name) if anew else copy.deepcopy(trained(plugin, name))
 
@@ -88,7 +88,7 @@ def start(model: IsolatedNetwork, task: int) -> list[Batch]:
     known = {id(parameter) for parameter in model.parameters()}  # what an optimizer was made for
     model.module_of(task).begin(data, previous, model.shared, model.backbone)
     new = [name for name, parameter in model.named_parameters() if id(parameter) not in known]
-    assert not new, f"begin makes parameters that no optimizer hears of: {', '.join(new)}"
+    require(not new, f"begin makes parameters that no optimizer hears of: {', '.join(new)}")
     return data
 
 
@@ -107,8 +107,9 @@ def untrained_is_base(plugin: Plugin) -> None:
         with torch.no_grad():
             inside, bare = model.under(model.module_of(0), batch.x), model.bare(batch.x)
         same = torch.equal(inside, bare)
-        told = f"identity_at_birth does not say what an untrained module does on a {name}"
-        assert same == model.module_of(0).identity_at_birth, told
+        said, does = model.module_of(0).identity_at_birth, "leaves the features alone" if same else "changes features"
+        told = f"identity_at_birth does not say what an untrained module does on a {name}: it is {said}, and it {does}"
+        require(same == said, told)
 
 
 def train_and_evaluation_agree(plugin: Plugin) -> None:
@@ -120,7 +121,7 @@ def train_and_evaluation_agree(plugin: Plugin) -> None:
         model.eval()
         evaluated = model.answer(TASKS, batch.x)
         gap = _relative(model.train().answer(TASKS, batch.x), evaluated)
-        assert gap < 1e-5, f"training and evaluation mode differ by {gap:.2g}"
+        require(gap < 1e-5, f"training and evaluation mode differ by {gap:.2g}")
 
 
 @torch.no_grad()
@@ -141,11 +142,11 @@ def old_answers_stay(plugin: Plugin) -> None:
         train(model, TASKS)
         for task in range(TASKS):
             for name, tensor in model.modules_of[str(task)].state_dict().items():
-                assert torch.equal(tensor, modules[task][name]), f"a later task moved an earlier one's {name}"
+                require(torch.equal(tensor, modules[task][name]), f"a later task moved an earlier one's {name}")
             stays = torch.equal(answered(model, task, asked), answers[task])
-            assert stays or model.module_of(task).speaks_for_all, "a later task changed an earlier one's answers"
+            require(stays or model.module_of(task).speaks_for_all, "a later task changed an earlier one's answers")
         for name, value in model.backbone.state_dict().items():
-            assert torch.equal(value, before[name]), f"training moved the backbone's {name}"
+            require(torch.equal(value, before[name]), f"training moved the backbone's {name}")
 
 
 def gradients_reach_the_open_module_only(plugin: Plugin) -> None:
@@ -165,10 +166,10 @@ def gradients_reach_the_open_module_only(plugin: Plugin) -> None:
             module = model.module_of(TASKS).named_parameters()
             reached |= {name for name, p in module if p.grad is not None and bool(p.grad.abs().sum() > 0)}
         missed = {name for name, _ in model.module_of(TASKS).named_parameters()} - reached
-        assert not missed, f"no gradient reaches {', '.join(sorted(missed))}"
+        require(not missed, f"no gradient reaches {', '.join(sorted(missed))}")
         own = {id(p) for p in (*model.module_of(TASKS).parameters(), *model.heads[str(TASKS)].parameters())}
         others = [name for name, p in model.named_parameters() if id(p) not in own and p.grad is not None]
-        assert not others, f"gradients reach what is closed: {', '.join(others)}"
+        require(not others, f"gradients reach what is closed: {', '.join(others)}")
 
 
 def leaves_no_trace(plugin: Plugin) -> None:
@@ -181,9 +182,9 @@ def leaves_no_trace(plugin: Plugin) -> None:
                 raise KeyboardInterrupt
         except KeyboardInterrupt:
             pass
-        assert torch.equal(model.bare(asked), bare), "a module outlives its context"
+        require(torch.equal(model.bare(asked), bare), "a module outlives its context")
         model.answer(0, asked)
-        assert torch.equal(model.bare(asked), bare), "a module outlives its context"
+        require(torch.equal(model.bare(asked), bare), "a module outlives its context")
 
 
 def each_sample_for_itself(plugin: Plugin) -> None:
@@ -197,7 +198,7 @@ def each_sample_for_itself(plugin: Plugin) -> None:
             torch.cat([model.answer(1, x[None]) for x in asked]),
         ):
             gap = _relative(one, together)
-            assert gap < 1e-4, f"the same sample in another batch is answered otherwise, by {gap:.2g}"
+            require(gap < 1e-4, f"the same sample in another batch is answered otherwise, by {gap:.2g}")
 
 
 def padding_changes_nothing(plugin: Plugin) -> None:
@@ -207,7 +208,7 @@ def padding_changes_nothing(plugin: Plugin) -> None:
             asked = samples(model.backbone, 9)
             longer = nn.functional.pad(asked, (0, 3), value=model.backbone.padding)
             gap = _relative(model.answer(1, longer), model.answer(1, asked))
-            assert gap < 1e-4, f"padding changes the answers by {gap:.2g}"
+            require(gap < 1e-4, f"padding changes the answers by {gap:.2g}")
 
 
 def materialised_answers_alike(plugin: Plugin) -> None:
@@ -216,7 +217,7 @@ def materialised_answers_alike(plugin: Plugin) -> None:
         asked = samples(model.backbone, 5)
         before = model.answer(TASKS - 1, asked)
         model.module_of(TASKS - 1).materialise()
-        assert torch.equal(model.answer(TASKS - 1, asked), before), "a materialised module answers otherwise"
+        require(torch.equal(model.answer(TASKS - 1, asked), before), "a materialised module answers otherwise")
 
 
 def survives_a_file(plugin: Plugin) -> None:
@@ -232,8 +233,8 @@ def survives_a_file(plugin: Plugin) -> None:
         again.eval()
         asked = samples(model.backbone, 5)
         for task in range(TASKS):
-            assert torch.equal(again.answer(task, asked), model.answer(task, asked)), (
-                "a loaded module answers otherwise"
+            require(
+                torch.equal(again.answer(task, asked), model.answer(task, asked)), "a loaded module answers otherwise"
             )
 
 
@@ -243,7 +244,7 @@ def merged_equals_attached(plugin: Plugin) -> None:
         module, asked = model.module_of(TASKS - 1), samples(model.backbone, 5)
         if changes := module.changes():
             gap = _relative(model.under(Merged([module], changes), asked), model.under(module, asked))
-            assert gap < 1e-4, f"merged and attached differ by {gap:.2g}"
+            require(gap < 1e-4, f"merged and attached differ by {gap:.2g}")
 
 
 def frozen_work_answers_alike(plugin: Plugin) -> None:
@@ -254,7 +255,7 @@ def frozen_work_answers_alike(plugin: Plugin) -> None:
         model.work = FrozenWork(model.backbone)
         for _ in range(2):
             gap = _relative(model.answer(TASKS - 1, asked, Source.all(asked)), live)
-            assert gap < 1e-5, f"with what the frozen part gives kept, answers differ by {gap:.2g}"
+            require(gap < 1e-5, f"with what the frozen part gives kept, answers differ by {gap:.2g}")
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from forgetlab import plugins
 from forgetlab.batch import UNKNOWN, Batch
-from forgetlab.checks.common import CAPACITY, inputs, make, names_no_strange_callback
+from forgetlab.checks.common import CAPACITY, inputs, make, names_no_strange_callback, require
 from forgetlab.checks.task_end import looks_in_evaluation_mode
 from forgetlab.data import to_benchmark
 from forgetlab.description import Budget, Train
@@ -59,7 +59,7 @@ def send(memory: Memory, n: int, draw: torch.Generator) -> None:
             for given in task:
                 given.x.fill_(-1)  # a memory that keeps a view instead of a copy is found out
             task.clear()
-        assert len(memory.slots) <= CAPACITY, f"{len(memory.slots)} samples in a memory of {CAPACITY}"
+        require(len(memory.slots) <= CAPACITY, f"{len(memory.slots)} samples in a memory of {CAPACITY}")
 
 
 def network() -> SharedNetwork:
@@ -77,10 +77,12 @@ def keeps_real_samples(plugin: Plugin) -> None:
         return
     drawn = memory.sample(CAPACITY, generator("checks", 1))
     i = drawn.x[:, 0].long()
-    assert len(i) == len(memory.slots) > 0, "not as many samples as asked for"
-    assert bool((i >= 0).all()), "the memory keeps a view of the batch, not a copy"
-    assert torch.equal(drawn.y, i % 4) and torch.equal(drawn.task, i // 20), "labels and inputs were mixed up"
-    assert len(i.unique()) == len(i), "a sample stands in the memory twice"
+    told = f"not as many samples as asked for: {len(i)} of the {len(memory.slots)} that are kept"
+    require(len(i) == len(memory.slots) > 0, told)
+    require(bool((i >= 0).all()), "the memory keeps a view of the batch, not a copy")
+    require(torch.equal(drawn.y, i % 4), "labels and inputs were mixed up")
+    require(torch.equal(drawn.task, i // 20), "tasks and inputs were mixed up")
+    require(len(i.unique()) == len(i), "a sample stands in the memory twice")
 
 
 def keeps_what_is_stored_beside(plugin: Plugin) -> None:
@@ -100,20 +102,20 @@ def keeps_what_is_stored_beside(plugin: Plugin) -> None:
         stored = one.x + torch.arange(width)
         memory.store(one._replace(extra={"logits": stored}), stored, draw)
     drawn = memory.sample(CAPACITY, generator("checks", 1))
-    assert "logits" in drawn.extra, "the memory drops what comes beside the samples"
+    require("logits" in drawn.extra, "the memory drops what comes beside the samples")
     kept = F.pad(drawn.extra["logits"], (0, 5 - drawn.extra["logits"].shape[1]), value=MASK)  # if no later one stayed
     there = torch.where(drawn.x < 40, 2, 5) > torch.arange(5)
     expected = torch.where(there, drawn.x + torch.arange(5), MASK)
-    assert torch.equal(kept, expected), "what comes beside the samples is mixed up"
+    require(torch.equal(kept, expected), "what comes beside the samples is mixed up")
 
 
 def _keeps_logits_of_the_end(memory: Memory) -> None:
     memory.rehearsal = AsksForLogits()
     send(memory, TASK, generator("checks", 0))
     drawn = memory.sample(CAPACITY, generator("checks", 1))
-    assert "logits" in drawn.extra, "the memory keeps no logits, which its rehearsal asks for"
+    require("logits" in drawn.extra, "the memory keeps no logits, which its rehearsal asks for")
     expected = logits(network(), drawn).detach()
-    assert torch.allclose(drawn.extra["logits"], expected, atol=1e-5), "the logits are not those of the task's end"
+    require(torch.allclose(drawn.extra["logits"], expected, atol=1e-5), "the logits are not those of the task's end")
 
 
 class AsksForLogits(Rehearsal):
@@ -133,7 +135,9 @@ def draws_are_fair(plugin: Plugin) -> None:
     counts = torch.stack([(drawn == i).sum() for i in kept]).double()
     expected = 5 * n / len(kept)
     statistic = float(((counts - expected) ** 2 / expected).sum())
-    assert statistic < 2.5 * len(kept), f"some samples are drawn more often: chi-square {statistic:.0f} of {len(kept)}"
+    require(
+        statistic < 2.5 * len(kept), f"some samples are drawn more often: chi-square {statistic:.0f} of {len(kept)}"
+    )
 
 
 def draws_what_it_learned(plugin: Plugin) -> None:
@@ -142,21 +146,24 @@ def draws_what_it_learned(plugin: Plugin) -> None:
     if memory.has_slots:
         return
     memory.store(next(stream()), torch.zeros(10, 4), generator("checks", 0))
-    assert not len(memory), "something can be drawn before a task has ended"
+    require(not len(memory), "something can be drawn before a task has ended")
     memory = filled(plugin)
     drawn = memory.sample(50, generator("checks", 1))
     width = model.n_features if memory.inside else 1
-    assert len(memory) and drawn.x.shape == (50, width) and bool(drawn.x.isfinite().all()), "no samples are drawn"
+    require(len(memory), "no samples are drawn: its length is 0 after the end of a task")
+    told = f"no samples are drawn as asked for: 50 of {width} numbers each, not {tuple(drawn.x.shape)}"
+    require(drawn.x.shape == (50, width), told)
+    require(bool(drawn.x.isfinite().all()), "a drawn sample is not finite")
     told = {*drawn.y.tolist()} <= {0, 1, 2, 3} and {*drawn.task.tolist()} <= {UNKNOWN, 0, 1, 2, 3}
-    assert told, "labels or tasks are drawn that nobody has seen"
+    require(told, "labels or tasks are drawn that nobody has seen")
 
 
 def draws_are_repeatable(plugin: Plugin) -> None:
     """Equal generators give equal contents and draws, other generators other draws."""
     first, second, third = (filled(plugin, seed) for seed in (0, 0, 1))
     a, b = (memory.sample(5, generator("checks", 2)) for memory in (first, second))
-    assert torch.equal(a.x, b.x), "the memory draws from a generator that is not the run's"
-    assert not torch.equal(a.x, third.sample(5, generator("checks", 3)).x), "the generator is not used"
+    require(torch.equal(a.x, b.x), "the memory draws from a generator that is not the run's")
+    require(not torch.equal(a.x, third.sample(5, generator("checks", 3)).x), "the generator is not used")
 
 
 def state_holds_all(plugin: Plugin) -> None:
@@ -167,7 +174,7 @@ def state_holds_all(plugin: Plugin) -> None:
     for memory in (old, new):
         send(memory, 12, generator("checks", 4))
     a, b = (memory.sample(CAPACITY, generator("checks", 5)) for memory in (old, new))
-    assert torch.equal(a.x, b.x), "a restored memory goes on otherwise"
+    require(torch.equal(a.x, b.x), "a restored memory goes on otherwise")
 
 
 def joins_the_steps(plugin: Plugin) -> None:
@@ -180,7 +187,7 @@ def joins_the_steps(plugin: Plugin) -> None:
     loop = Loop(model=model, train=train, budget=Budget(epochs=1), plugins=[memory])
     for experience in to_benchmark(split(data, setting="class-incremental", n_tasks=2, seed=0)).streams["train"]:
         loop.train(experience, [])
-    assert memory.replayed, "no step of the second task is trained on what was kept"
+    require(memory.replayed, "no step of the second task is trained on what was kept")
 
 
 CHECKS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from forgetlab.checks.common import make
+from forgetlab.checks.common import make, require
 from forgetlab.merger import Merger
 from forgetlab.plugins import Plugin
 from forgetlab.seeding import generator
@@ -32,18 +32,21 @@ def gives_one_change(plugin: Plugin) -> None:
         merger: Merger = make(plugin)
         merged = merger.merge(changes[:n])
         there = {place for one in changes[:n] for place in one}
-        assert merged and merged.keys() <= there, "nothing is merged, or a place that no task changed"
+        require(merged, f"nothing is merged of the changes of {n} tasks")
+        strange = sorted(merged.keys() - there)
+        require(not strange, f"no task changed what is merged: {', '.join(strange)}")
         for place, change in merged.items():
-            assert tuple(change.shape) == SHAPES[place], f"the change of {place} has another shape"
-            assert change.dtype == torch.float32, f"the change of {place} has another type"
-            assert bool(torch.isfinite(change).all()), f"the change of {place} is not finite"
+            shape = tuple(change.shape)
+            require(shape == SHAPES[place], f"the change of {place} has another shape: {shape}, not {SHAPES[place]}")
+            require(change.dtype == torch.float32, f"the change of {place} has another type: {change.dtype}")
+            require(bool(torch.isfinite(change).all()), f"the change of {place} is not finite")
 
 
 def nothing_becomes_nothing(plugin: Plugin) -> None:
     """Where no task changed anything, nothing is changed: the starting weights answer."""
     still = [{place: torch.zeros_like(change) for place, change in one.items()} for one in tasks()]
     merger: Merger = make(plugin)
-    assert not any(change.any() for change in merger.merge(still).values()), "changes of zero become a change"
+    require(not any(change.any() for change in merger.merge(still).values()), "changes of zero become a change")
 
 
 def leaves_the_tasks_alone(plugin: Plugin) -> None:
@@ -52,7 +55,7 @@ def leaves_the_tasks_alone(plugin: Plugin) -> None:
     for change in merger.merge(changes).values():
         change.fill_(7.0)
     whole = all(same(one, kept) for one, kept in zip(changes, tasks(), strict=True))
-    assert whole, "merging changes what the tasks own"
+    require(whole, "merging changes what the tasks own")
 
 
 def is_repeatable(plugin: Plugin) -> None:
@@ -61,9 +64,9 @@ def is_repeatable(plugin: Plugin) -> None:
     state = torch.random.get_rng_state()
     first = merger.merge(changes)
     merger.merge(changes[:1])
-    assert same(first, merger.merge(changes)), "what was merged before changes the result"
-    assert same(first, make(plugin).merge(tasks())), "the same changes give another result"
-    assert torch.equal(state, torch.random.get_rng_state()), "merging draws from the run's generator"
+    require(same(first, merger.merge(changes)), "what was merged before changes the result")
+    require(same(first, make(plugin).merge(tasks())), "the same changes give another result")
+    require(torch.equal(state, torch.random.get_rng_state()), "merging draws from the run's generator")
 
 
 CHECKS = (gives_one_change, nothing_becomes_nothing, leaves_the_tasks_alone, is_repeatable)

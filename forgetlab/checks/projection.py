@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from forgetlab.batch import Batch
-from forgetlab.checks.common import inputs, make, names_no_strange_callback
+from forgetlab.checks.common import inputs, make, names_no_strange_callback, require
 from forgetlab.checks.regularizer import SETTINGS, batch, moved, network
 from forgetlab.checks.task_end import looks_in_evaluation_mode
 from forgetlab.data import to_benchmark
@@ -93,19 +93,20 @@ def undoes_nothing(plugin: Plugin) -> None:
     g = gradient(model, batch(3))
     against = references(projection, g, -1)
     left = projection.project(g, against)
-    assert left.keys() == g.keys(), "the projection leaves parameters out"
-    assert between(left, g) > 1e-3, "nothing is taken off a step that undoes what was learned"
-    assert length(left) > 1e-3 * length(g), "nothing is left of the step"
+    other = sorted(left.keys() ^ g.keys())
+    require(not other, f"the projection leaves parameters out, or gives others: {', '.join(other)}")
+    require(between(left, g) > 1e-3, "nothing is taken off a step that undoes what was learned")
+    require(length(left) > 1e-3 * length(g), "nothing is left of the step")
     for reference in against:
         rise = -float(dot(left, reference)) / length(left) / length(reference)
-        assert rise < ROUNDING, f"the step raises an old loss: the cosine to its gradient is {-rise:.2g}"
+        require(rise < ROUNDING, f"the step raises an old loss: the cosine to its gradient is {-rise:.2g}")
     if against:
         same = projection.project(g, references(projection, g, 1))
-        assert between(same, g) == 0, "a step that raises no old loss is changed"
+        require(between(same, g) == 0, "a step that raises no old loss is changed")
     else:
-        assert between(projection.project(left, []), left) < ROUNDING, "what is left is projected again"
+        require(between(projection.project(left, []), left) < ROUNDING, "what is left is projected again")
         angle = float(dot(left, g)) / length(left) ** 2 - 1
-        assert abs(angle) < ROUNDING, "what is taken off is not at a right angle to what is left"
+        require(abs(angle) < ROUNDING, "what is taken off is not at a right angle to what is left")
 
 
 def state_holds_all(plugin: Plugin) -> None:
@@ -114,12 +115,12 @@ def state_holds_all(plugin: Plugin) -> None:
     before = copy.deepcopy(model)
     old, new, again = consolidated(plugin, model), make(plugin), consolidated(plugin, before)
     new.restore(*copy.deepcopy(old.state()))
-    assert new.tasks == old.tasks, "the restored state forgot how many tasks there were"
+    require(new.tasks == old.tasks, "the restored state forgot how many tasks there were")
     moved(model)
     g = gradient(model, batch(3))
     ends = [one.project(g, references(old, g, -1)) for one in (old, new, again)]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in g), "the restored state projects otherwise"
-    assert all(torch.equal(ends[0][name], ends[2][name]) for name in g), "the same task gives another projection"
+    require(all(torch.equal(ends[0][name], ends[1][name]) for name in g), "the restored state projects otherwise")
+    require(all(torch.equal(ends[0][name], ends[2][name]) for name in g), "the same task gives another projection")
 
 
 def owns_what_it_keeps(plugin: Plugin) -> None:
@@ -133,9 +134,9 @@ def owns_what_it_keeps(plugin: Plugin) -> None:
     given = copy.deepcopy([g, *against])
     projection.project(g, against)
     for name, kept in projection.state()[0].items():
-        assert torch.equal(kept, before[name]), f"{name} moves with the model"
+        require(torch.equal(kept, before[name]), f"{name} moves with the model")
     for one, other in zip([g, *against], given, strict=True):
-        assert all(torch.equal(one[name], other[name]) for name in g), "a gradient is changed in its place"
+        require(all(torch.equal(one[name], other[name]) for name in g), "a gradient is changed in its place")
 
 
 def survives_new_classes(plugin: Plugin) -> None:
@@ -150,12 +151,15 @@ def survives_new_classes(plugin: Plugin) -> None:
             one = batch(3, task)._replace(y=classes[0] + torch.arange(12) % 2)
             g = gradient(model, one)
             left = projection.project(g, references(projection, g, -1))
-            assert {name: t.shape for name, t in left.items()} == {name: t.shape for name, t in g.items()}
-            assert all(bool(t.isfinite().all()) for t in left.values()), (
-                f"with {dict(options)} a gradient is not finite"
+            shapes, asked = ({name: tuple(t.shape) for name, t in one.items()} for one in (left, g))
+            other = sorted(name for name in shapes.keys() | asked.keys() if shapes.get(name) != asked.get(name))
+            told = f"with {dict(options)} what is left has other shapes than the gradient: {', '.join(other)}"
+            require(not other, told)
+            require(
+                all(bool(t.isfinite().all()) for t in left.values()), f"with {dict(options)} a gradient is not finite"
             )
             grown = [t[-2:] for name, t in left.items() if old.get(name) != t.shape]
-            assert grown and all(bool(t.any()) for t in grown), f"with {dict(options)} new classes cannot learn"
+            require(grown and all(bool(t.any()) for t in grown), f"with {dict(options)} new classes cannot learn")
             projection.consolidate(model.eval(), iter([one]))
             projection.tasks += 1
 
@@ -167,7 +171,7 @@ def first_task_is_naive(plugin: Plugin) -> None:
         for task, same in enumerate((True, False)):
             equal = all(torch.equal(naive[task][name], ours[task][name]) for name in naive[task])
             told = "the first task is not naive training" if same else "the second task is naive training"
-            assert equal == same, f"with {dict(options)} {told}"
+            require(equal == same, f"with {dict(options)} {told}")
 
 
 def ends(projection: Projection | None, options: Mapping[str, Any]) -> list[Tensors]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab.avalanche_api import SupervisedPlugin
-from forgetlab.checks.common import inputs, make, names_no_strange_callback
+from forgetlab.checks.common import inputs, make, names_no_strange_callback, require
 from forgetlab.checks.regularizer import SETTINGS
 from forgetlab.checks.task_end import looks_in_evaluation_mode
 from forgetlab.data import to_benchmark
@@ -64,27 +64,27 @@ def equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
 def neutral_is_naive(plugin: Plugin) -> None:
     """With its ``neutral`` options tasks end in the weights of naive training, equal to the bit; else in others."""
     naive, neutral = trained(network()), make(plugin).neutral
-    assert equal(trained(network(), make(plugin, **neutral)), naive), f"with {dict(neutral)} it is not naive training"
-    assert not equal(trained(network(), make(plugin)), naive), "with its defaults it is naive training"
+    require(equal(trained(network(), make(plugin, **neutral)), naive), f"with {dict(neutral)} it is not naive training")
+    require(not equal(trained(network(), make(plugin)), naive), "with its defaults it is naive training")
 
 
 def repeats_itself(plugin: Plugin) -> None:
     """Two runs end in the same weights to the bit, whatever else draws from the global generator between them."""
     first = trained(network(), make(plugin))
     torch.rand(3)
-    assert equal(trained(network(), make(plugin)), first), "a second run ends in other weights"
+    require(equal(trained(network(), make(plugin)), first), "a second run ends in other weights")
 
 
 def runs_in_every_setting(plugin: Plugin) -> None:
     """Where it does not refuse the model it trains it, and every weight stays finite."""
     fitting = [options for options in SETTINGS if fits(make(plugin), network(**options))]
-    assert fitting, "it refuses every model"
+    require(fitting, "it refuses every model: in each setting `check` raises an OptionError")
     for options in fitting:
         model = network(**options)
         with suppress(Diverged):
             trained(model, make(plugin))
         finite = all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
-        assert finite, f"with {dict(options)} weights are not finite"
+        require(finite, f"with {dict(options)} weights are not finite")
 
 
 def frozen_stays(plugin: Plugin) -> None:
@@ -93,7 +93,7 @@ def frozen_stays(plugin: Plugin) -> None:
     frozen = model.backbone.get_submodule("layers.0").requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
     trained(model, make(plugin))
-    assert equal(frozen.state_dict(), before), "it moves what is frozen"
+    require(equal(frozen.state_dict(), before), "it moves what is frozen")
 
 
 def state_holds_all(plugin: Plugin) -> None:
@@ -104,7 +104,7 @@ def state_holds_all(plugin: Plugin) -> None:
         trained(model, old, tasks=range(after))
         tensors, values = old.state()
         new.restore({name: tensor.clone() for name, tensor in tensors.items()}, dict(values))
-        assert equal(trained(model, new, tasks=range(after, TASKS)), whole), "a restored regime goes on otherwise"
+        require(equal(trained(model, new, tasks=range(after, TASKS)), whole), "a restored regime goes on otherwise")
 
 
 def owns_what_it_keeps(plugin: Plugin) -> None:
@@ -115,7 +115,7 @@ def owns_what_it_keeps(plugin: Plugin) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 1
-    assert equal(regime.state()[0], before), "what it keeps moves with the model"
+    require(equal(regime.state()[0], before), "what it keeps moves with the model")
 
 
 class Watches(SupervisedPlugin):
@@ -136,8 +136,8 @@ def chance_ends_with_the_pass(plugin: Plugin) -> None:
     """Outside of a step's own forward pass the model is bare: a copy made there has no hook, and no chance."""
     watch = Watches()
     trained(network(), make(plugin), watch)
-    assert not watch.hooked, "a hook stays on the model after the forward pass of a step"
-    assert not watch.wavers, "the model answers at random outside of the forward pass of a step"
+    require(not watch.hooked, "a hook stays on the model after the forward pass of a step")
+    require(not watch.wavers, "the model answers at random outside of the forward pass of a step")
 
 
 CHECKS: tuple[Callable[[Plugin], None], ...] = (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.batch import Batch
-from forgetlab.checks.common import inputs, make, names_no_strange_callback
+from forgetlab.checks.common import inputs, make, names_no_strange_callback, require
 from forgetlab.checks.task_end import looks_in_evaluation_mode
 from forgetlab.data import to_benchmark
 from forgetlab.description import Budget, Train
@@ -96,8 +96,9 @@ def flat_at_its_anchor(plugin: Plugin) -> None:
         descend(regularizer, model)
     value = penalty(regularizer, model)
     gradient = torch.autograd.grad(value, trained(model), allow_unused=True)
-    assert abs(value.item()) < 1e-9, f"the penalty at its anchor is {value.item():.2g}"
-    assert all(g is None or g.abs().max() < 1e-9 for g in gradient), "the penalty pulls away from its anchor"
+    require(abs(value.item()) < 1e-9, f"the penalty at its anchor is {value.item():.2g}")
+    pull = max((g.abs().max().item() for g in gradient if g is not None), default=0.0)
+    require(pull < 1e-9, f"the penalty pulls away from its anchor, with a gradient of {pull:.2g}")
 
 
 def descend(regularizer: Regularizer, model: SharedNetwork) -> None:
@@ -125,7 +126,9 @@ def keeps_its_centre(plugin: Plugin) -> None:
     regularizer.consolidate(model.eval(), iter([batch(0)]))
     regularizer.tasks += 1
     regularizer.begin(model.train())
-    assert penalty(regularizer, model).item() == before > 0, "the centre moves with the tasks"
+    require(before > 0, "nothing is penalised away from the centre")
+    after = penalty(regularizer, model).item()
+    require(after == before, f"the centre moves with the tasks: the same weights cost {before:.3g}, then {after:.3g}")
 
 
 def gradient_is_right(plugin: Plugin) -> None:
@@ -135,7 +138,7 @@ def gradient_is_right(plugin: Plugin) -> None:
     moved(model)
     parameter = next(model.parameters())
     (gradient,) = torch.autograd.grad(penalty(regularizer, model), [parameter])
-    assert gradient.abs().max() > 1e-9, "the penalty does not depend on the weights"
+    require(gradient.abs().max() > 1e-9, "the penalty does not depend on the weights")
     for index in gradient.abs().flatten().topk(3).indices.tolist():
         step, values = 1e-5, []
         for sign in (1, -1):
@@ -144,7 +147,7 @@ def gradient_is_right(plugin: Plugin) -> None:
                 values.append(penalty(regularizer, model).item())
                 parameter.view(-1)[index] -= sign * step
         numeric, exact = (values[0] - values[1]) / (2 * step), gradient.flatten()[index].item()
-        assert abs(numeric - exact) <= 1e-4 * abs(exact) + 1e-7, f"gradient {exact}, finite difference {numeric}"
+        require(abs(numeric - exact) <= 1e-4 * abs(exact) + 1e-7, f"gradient {exact}, finite difference {numeric}")
 
 
 def state_holds_all(plugin: Plugin) -> None:
@@ -156,8 +159,9 @@ def state_holds_all(plugin: Plugin) -> None:
     for regularizer in (old, new):
         regularizer.begin(model.train())
     moved(model)
-    assert new.tasks == old.tasks, "the restored state forgot how many tasks there were"
-    assert torch.equal(penalty(new, model), penalty(old, model)), "the restored state gives another penalty"
+    told = f"the restored state forgot how many tasks there were: {new.tasks}, not {old.tasks}"
+    require(new.tasks == old.tasks, told)
+    require(torch.equal(penalty(new, model), penalty(old, model)), "the restored state gives another penalty")
 
 
 def owns_what_it_keeps(plugin: Plugin) -> None:
@@ -165,10 +169,10 @@ def owns_what_it_keeps(plugin: Plugin) -> None:
     model = network()
     regularizer = consolidated(plugin, model)
     before = {name: t.clone() for name, t in regularizer.state()[0].items()}
-    assert before, "nothing is kept of a task"
+    require(before, "nothing is kept of a task")
     moved(model)
     for name, kept in regularizer.state()[0].items():
-        assert torch.equal(kept, before[name]), f"{name} moves with the model"
+        require(torch.equal(kept, before[name]), f"{name} moves with the model")
 
 
 def survives_new_classes(plugin: Plugin) -> None:
@@ -188,20 +192,20 @@ def survives_new_classes(plugin: Plugin) -> None:
         after = torch.autograd.grad(value, old, allow_unused=True, retain_graph=True)
         if regularizer.from_start:
             same = all(a is b is None or torch.equal(a, b) for a, b in zip(after, before, strict=True))
-            assert same, f"with {dict(options)} new classes change the pull on old weights"
+            require(same, f"with {dict(options)} new classes change the pull on old weights")
         else:
-            assert abs(value.item()) < 1e-9, (
-                f"with {dict(options)} new classes alone give a penalty of {value.item():.2g}"
+            require(
+                abs(value.item()) < 1e-9, f"with {dict(options)} new classes alone give a penalty of {value.item():.2g}"
             )
         moved(model)
-        assert penalty(regularizer, model, task=1) > 1e-9, f"with {dict(options)} nothing is penalised"
+        require(penalty(regularizer, model, task=1) > 1e-9, f"with {dict(options)} nothing is penalised")
 
 
 def does_not_grow(plugin: Plugin) -> None:
     """After six tasks of the same classes it keeps as much as after two."""
     kept = [consolidated(plugin, network(), tasks, steps=1).state()[0] for tasks in (2, 6)]
     shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in kept]
-    assert shapes[0] == shapes[1], f"{len(kept[1])} tensors after 6 tasks, {len(kept[0])} after 2"
+    require(shapes[0] == shapes[1], f"{len(kept[1])} tensors after 6 tasks, {len(kept[0])} after 2")
 
 
 def leaves_frozen_parameters_alone(plugin: Plugin) -> None:
@@ -212,18 +216,18 @@ def leaves_frozen_parameters_alone(plugin: Plugin) -> None:
     regularizer = in_the_second_task(plugin, model)
     moved(model)
     value = penalty(regularizer, model)
-    assert value > 1e-9, "nothing is penalised"
+    require(value > 1e-9, "nothing is penalised")
     value.backward()
     one_task(regularizer, model)
-    assert torch.equal(frozen, before), "frozen weights moved"
-    assert frozen.grad is None, "frozen weights got a gradient"
+    require(torch.equal(frozen, before), "frozen weights moved")
+    require(frozen.grad is None, "frozen weights got a gradient")
 
 
 def leaves_the_global_generator_alone(plugin: Plugin) -> None:
     """What it draws is drawn from a generator of its own, so that the model and its data stay as they are."""
     model, state = network(), torch.get_rng_state()
     penalty(in_the_second_task(plugin, model), model)
-    assert torch.equal(torch.get_rng_state(), state), "it draws from the global generator"
+    require(torch.equal(torch.get_rng_state(), state), "it draws from the global generator")
 
 
 def goes_on_from_its_state(plugin: Plugin) -> None:
@@ -238,7 +242,7 @@ def goes_on_from_its_state(plugin: Plugin) -> None:
                 loop.plugins[loop.plugins.index(regularizer)] = new
             loop.train(experience, [])
         ends.append(loop.model.state_dict())
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]), "a restored one goes on otherwise"
+    require(all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0]), "a restored one goes on otherwise")
 
 
 def strength_zero_is_naive(plugin: Plugin) -> None:
@@ -250,7 +254,7 @@ def strength_zero_is_naive(plugin: Plugin) -> None:
             loop.train(experience, [])
         ends.append(loop.model.state_dict())
     naive, ours = ends
-    assert all(torch.equal(naive[name], ours[name]) for name in naive), "strength 0 is not naive training"
+    require(all(torch.equal(naive[name], ours[name]) for name in naive), "strength 0 is not naive training")
 
 
 def training(*found: Regularizer) -> tuple[Loop, Any]:
@@ -265,7 +269,8 @@ def training(*found: Regularizer) -> tuple[Loop, Any]:
 def penalty(regularizer: Regularizer, model: SharedNetwork, task: int = 0) -> Tensor:
     one = batch(2, task)
     value = regularizer.penalty(model, one, logits(model.train(), one))
-    assert value.dim() == 0 and bool(value.isfinite()), "a penalty is a finite scalar"
+    require(value.dim() == 0, f"a penalty is a finite scalar, not of shape {tuple(value.shape)}")
+    require(bool(value.isfinite()), f"a penalty is a finite scalar, not {value.item()}")
     return value
 
 

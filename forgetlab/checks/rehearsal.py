@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab.batch import Batch
-from forgetlab.checks.common import inputs, make
+from forgetlab.checks.common import inputs, make, require
 from forgetlab.checks.task_end import looks_in_evaluation_mode
 from forgetlab.competing_classes import MASK
 from forgetlab.models import MLP
@@ -42,7 +42,8 @@ def loss(rehearsal: Rehearsal, model: nn.Module, new: Batch, drawn: Batch) -> Te
         value = rehearsal.loss(model, new, drawn, output)
     except KeyError as error:
         raise AssertionError(f"the loss needs {error}, which it does not ask for") from error
-    assert value.dim() == 0 and bool(value.isfinite()), "a loss is a finite scalar"
+    require(value.dim() == 0, f"a loss is a finite scalar, not of shape {tuple(value.shape)}")
+    require(bool(value.isfinite()), f"a loss is a finite scalar, not {value.item()}")
     return value
 
 
@@ -60,7 +61,7 @@ def gradient_is_right(plugin: Plugin) -> None:
                 values.append(loss(rehearsal, model, new, drawn).item())
                 parameter.view(-1)[index] -= sign * step
         numeric, exact = (values[0] - values[1]) / (2 * step), gradient.flatten()[index].item()
-        assert abs(numeric - exact) <= 1e-4 * abs(exact) + 1e-7, f"gradient {exact}, finite difference {numeric}"
+        require(abs(numeric - exact) <= 1e-4 * abs(exact) + 1e-7, f"gradient {exact}, finite difference {numeric}")
 
 
 def uses_new_and_drawn(plugin: Plugin) -> None:
@@ -70,8 +71,8 @@ def uses_new_and_drawn(plugin: Plugin) -> None:
     output = torch.randn(2 * N, CLASSES, generator=generator("checks", 3), dtype=torch.float64).requires_grad_()
     (gradient,) = torch.autograd.grad(rehearsal.loss(model, new, drawn, output), [output])
     used = gradient.abs().sum(1) > 0
-    assert bool(used[:N].all()), "new samples have no part in the loss"
-    assert bool(used[N:].all()), "drawn samples have no part in the loss"
+    require(bool(used[:N].all()), "new samples have no part in the loss")
+    require(bool(used[N:].all()), "drawn samples have no part in the loss")
 
 
 def uses_the_logits_it_asks_for(plugin: Plugin) -> None:
@@ -82,11 +83,11 @@ def uses_the_logits_it_asks_for(plugin: Plugin) -> None:
     new, drawn = new_and_drawn(rehearsal)
     other = drawn._replace(extra={"logits": 2 * drawn.extra["logits"]})
     changes = bool(loss(rehearsal, model, new, drawn) != loss(rehearsal, model, new, other))
-    assert changes, "the stored logits have no part in the loss"
+    require(changes, "the stored logits have no part in the loss")
     new, drawn = new_and_drawn(rehearsal, known=2)
     narrow = drawn._replace(extra={"logits": drawn.extra["logits"][:, :2]})
     masked, cut = loss(rehearsal, model, new, drawn).item(), loss(rehearsal, model, new, narrow).item()
-    assert abs(masked - cut) < 1e-9, "classes that were not there when a sample was stored have a part in the loss"
+    require(abs(masked - cut) < 1e-9, "classes that were not there when a sample was stored have a part in the loss")
 
 
 CHECKS = (gradient_is_right, uses_new_and_drawn, uses_the_logits_it_asks_for, looks_in_evaluation_mode)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from forgetlab.checks.common import make
+from forgetlab.checks.common import make, require
 from forgetlab.isolation import Router
 from forgetlab.plugins import Plugin
 from forgetlab.seeding import generator
@@ -35,7 +35,8 @@ def answers_of(features: Tensor) -> Callable[[int], Tensor]:
 def finds_separated_tasks(plugin: Plugin) -> None:
     """Tasks that lie far apart are all told apart."""
     router, features, tasks = separated(plugin)
-    assert torch.equal(router.route(features, answers_of(features)), tasks), "well separated tasks are mixed up"
+    wrong = int((router.route(features, answers_of(features)) != tasks).sum())
+    require(not wrong, f"well separated tasks are mixed up: {wrong} of {len(tasks)} samples are routed to a wrong one")
 
 
 def blurred(plugin: Plugin) -> tuple[Router, Tensor, Tensor]:
@@ -48,13 +49,14 @@ def routes_each_sample_for_itself(plugin: Plugin) -> None:
     """A sample's route is the same in any batch: alone, shuffled, or with some samples twice."""
     router, features, _ = blurred(plugin)
     whole = router.route(features, answers_of(features))
-    assert whole.shape == (len(features),), "not one route for each sample"
+    told = f"not one route for each sample: {tuple(whole.shape)} for {len(features)} samples"
+    require(whole.shape == (len(features),), told)
     draw = generator("checks", 8)
     for order in (torch.randperm(len(features), generator=draw), torch.randint(len(features), (50,), generator=draw)):
         shuffled = router.route(features[order], answers_of(features[order]))
-        assert torch.equal(shuffled, whole[order]), "the order of the batch changes a route"
+        require(torch.equal(shuffled, whole[order]), "the order of the batch changes a route")
     alone = torch.cat([router.route(f.unsqueeze(0), answers_of(f.unsqueeze(0))) for f in features])
-    assert torch.equal(alone, whole), "the rest of the batch changes a route"
+    require(torch.equal(alone, whole), "the rest of the batch changes a route")
 
 
 def a_pure_batch_is_no_help(plugin: Plugin) -> None:
@@ -64,7 +66,7 @@ def a_pure_batch_is_no_help(plugin: Plugin) -> None:
     for task in tasks.unique():
         pure = features[tasks == task]
         found = router.route(pure, answers_of(pure))
-        assert torch.equal(found, mixed[tasks == task]), "a batch of one task changes a route"
+        require(torch.equal(found, mixed[tasks == task]), "a batch of one task changes a route")
 
 
 def state_holds_all(plugin: Plugin) -> None:
@@ -73,7 +75,7 @@ def state_holds_all(plugin: Plugin) -> None:
     new: Router = make(plugin)
     new.restore(*router.state())
     whole = router.route(features, answers_of(features))
-    assert torch.equal(new.route(features, answers_of(features)), whole), "a restored router routes otherwise"
+    require(torch.equal(new.route(features, answers_of(features)), whole), "a restored router routes otherwise")
 
 
 CHECKS = (finds_separated_tasks, routes_each_sample_for_itself, a_pure_batch_is_no_help, state_holds_all)

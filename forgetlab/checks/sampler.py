@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.batch import Batch
-from forgetlab.checks.common import CAPACITY, inputs, make
+from forgetlab.checks.common import CAPACITY, inputs, make, require
 from forgetlab.network import SharedNetwork
 from forgetlab.plugins import Plugin
 from forgetlab.seeding import drawn_from, generator
@@ -55,16 +55,19 @@ def gives_places(plugin: Plugin) -> None:
     """As many places as asked for, each of a sample that is there, none twice while others lie idle."""
     for seed in range(10):
         places = choice(plugin, seed)
-        assert places.shape == (N,) and places.dtype == torch.int64, f"{N} places are asked for, not {places}"
-        assert bool(((places >= 0) & (places < CAPACITY)).all()), "some places hold no sample"
-        assert len(places.unique()) == N, "a sample is drawn twice while others lie idle"
+        require(places.shape == (N,) and places.dtype == torch.int64, f"{N} places are asked for, not {places}")
+        require(
+            bool(((places >= 0) & (places < CAPACITY)).all()),
+            f"of {CAPACITY} kept samples some places hold no sample: {places.tolist()}",
+        )
+        require(len(places.unique()) == N, f"a sample is drawn twice while others lie idle: {places.tolist()}")
 
 
 def gives_what_there_is(plugin: Plugin) -> None:
     """Where fewer are kept than are asked for, at most these."""
     for n in (1, 3):
         places = choice(plugin, n=N, slots=kept(n))
-        assert 0 < len(places) <= n and bool((places < n).all()), f"of {n} kept samples it draws {places.tolist()}"
+        require(0 < len(places) <= n and bool((places < n).all()), f"of {n} kept samples it draws {places.tolist()}")
 
 
 def draws_are_repeatable(plugin: Plugin) -> None:
@@ -74,9 +77,9 @@ def draws_are_repeatable(plugin: Plugin) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(state)
             choices.append(choice(plugin))
-    assert torch.equal(*choices), "the sampler draws from a generator that is not the run's"
+    require(torch.equal(*choices), "the sampler draws from a generator that is not the run's")
     few = {tuple(choice(plugin, seed, n=1).tolist()) for seed in range(20)}
-    assert len(few) > 1, "the generator is not used"
+    require(len(few) > 1, "the generator is not used")
 
 
 def leaves_all_as_it_is(plugin: Plugin) -> None:
@@ -86,9 +89,10 @@ def leaves_all_as_it_is(plugin: Plugin) -> None:
     before = held(model, slots)
     make(plugin).choose(slots, N, new(), model, RATE, generator("checks", 0))
     after = held(model, slots)
-    changed = [name for name in before if not torch.equal(before[name], after[name])]
-    assert not changed and before.keys() == after.keys(), f"a choice changes {', '.join(changed)}"
-    assert kind == {name: module.training for name, module in model.named_modules()}, "a choice changes the mode"
+    changed = [name for name in before if name in after and not torch.equal(before[name], after[name])]
+    changed += sorted(before.keys() ^ after.keys())
+    require(not changed, f"a choice changes {', '.join(changed)}")
+    require(kind == {name: module.training for name, module in model.named_modules()}, "a choice changes the mode")
 
 
 def held(model: nn.Module, slots: Slots) -> dict[str, Tensor]:

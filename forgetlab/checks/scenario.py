@@ -8,6 +8,7 @@ import torch
 
 from forgetlab import inspection, plugins
 from forgetlab.batch import UNKNOWN
+from forgetlab.checks.common import require
 from forgetlab.data import to_benchmark
 from forgetlab.plugins import Plugin
 from forgetlab.scenario import Scenario
@@ -20,14 +21,14 @@ def same_seed_same_stream(build: Build) -> None:
     first = build(0).checksum()
     torch.rand(3)
     build(1)
-    assert build(0).checksum() == first, "the same seed gives another stream: draw from `forgetlab.seeding.generator`"
+    require(build(0).checksum() == first, "the same seed gives another stream: draw from `forgetlab.seeding.generator`")
 
 
 def is_sound(build: Build) -> None:
     """No training row is tested on; labels are in range and the tasks' own; nothing is empty or missing."""
     for seed in (0, 1):
         found = inspection.soundness_problems(build(seed))
-        assert not found, "; ".join(found)
+        require(not found, "; ".join(found))
 
 
 def tells_what_it_promises(build: Build) -> None:
@@ -38,9 +39,9 @@ def tells_what_it_promises(build: Build) -> None:
     for name, known in told.items():
         for i, experience in enumerate(streams[name]):
             tasks = set(experience.dataset.targets_task_labels)
-            assert tasks == {i if known else UNKNOWN}, f"the {name} samples of task {i} carry {tasks}"
+            require(tasks == {i if known else UNKNOWN}, f"the {name} samples of task {i} carry {tasks}")
     if scenario.task_known_at_test:
-        assert scenario.boundaries_known, "the task is told at test but not in training"
+        require(scenario.boundaries_known, "the task is told at test but not in training")
 
 
 ABOUT = (same_seed_same_stream, is_sound, tells_what_it_promises)

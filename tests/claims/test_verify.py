@@ -139,6 +139,14 @@ def test_rows_are_run_and_judged(folder: Path) -> None:
     assert red.stderr.count(", found\n") == 3  # tiny's runs
 
 
+def test_runs_of_an_earlier_version_are_told(folder: Path) -> None:
+    path = table(folder, line())
+    assert "earlier version" not in call(path).stderr
+    first, *_ = Store(folder / "runs").folders("tiny")
+    first.adopt(first.key or "")
+    assert "1 of 3 runs were made by an earlier version and adopted; 'forgetlab run --fresh'" in call(path).stderr
+
+
 @pytest.mark.slow
 def test_the_table_as_markdown_says_the_same(folder: Path) -> None:
     shown = call(table(folder, line()), "--markdown").stdout

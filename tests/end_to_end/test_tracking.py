@@ -276,3 +276,16 @@ def test_a_server_that_is_not_there_is_told_at_once() -> None:
 def test_artifacts_lie_beside_the_database(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
     pngs = list(Path(uri.removeprefix("sqlite:///")).parent.glob(f"mlartifacts/{experiment[0]}/*/artifacts/*.png"))
     assert len(pngs) == 12
+
+
+def test_an_adopted_run_bears_the_keys_that_it_had(uri: str, tmp_path: Path) -> None:
+    one = folder(Store(tmp_path / "runs"), "adopted", result("naive", 0, NAIVE, 0.9), key="older")
+    one.adopt("old")
+    one.adopt("new")
+    for added in (2, 0):
+        assert tracking.update_view("adopted", [one], uri, resolved_file="name: x\n").added == added
+    (child,) = (run for run in runs(uri, "adopted") if run.data.tags.get("forgetlab.key") == "new")
+    assert child.data.tags["forgetlab.adopted_from"] == "older, old"
+    assert not any("adopted" in name for name in child.data.params)
+    (experiment,) = (e for e in tracking.connect(uri).search_experiments() if e.name == "adopted")
+    assert "Adopted, made by an earlier version: naive (1 of 1)." in experiment.tags["mlflow.note.content"]

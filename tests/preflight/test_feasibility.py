@@ -233,3 +233,23 @@ def test_what_is_wrong_with_nested_data_is_told_where_it_stands(tmp_path: Path) 
     with pytest.raises(FileErrors) as refused:
         config.load(path)
     assert "scenario.yaml:5:47: birds.csv has no column 'specis'; did you mean 'species'?" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "place"),
+    [
+        ("memory", "replay: {memory: {name: even, capacity: 4}}", "{name: even, capacity: 4}"),
+        ("regime", "regularization: slowly", "slowly"),
+        ("sampler", "replay: {memory: {name: reservoir, capacity: 4}, sampler: slowly}", "slowly"),
+    ],
+)
+def test_a_function_where_only_a_class_can_be_asked(
+    tmp_path: Path, plugin_file: str, kind: str, entry: str, place: str
+) -> None:
+    if kind != "memory":
+        function = f'\n@register("{kind}", "slowly")\ndef slowly():\n    return None\n'
+        (tmp_path / "mine.py").write_text(PLUGIN + function, encoding="utf-8")
+    name = "even" if kind == "memory" else "slowly"
+    ((found, message),) = told(tmp_path, f"{BEGIN}{plugin_file}strategies:\n  - {entry}\n")
+    assert found.startswith(place)
+    assert message.startswith(f"{name} is a function, and a {kind} is a class: 'forgetlab new {kind} NAME' writes one")

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -261,3 +262,13 @@ def test_importing_the_report_loads_nothing_heavy():
     code = "import sys, forgetlab.report; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "rich", "mlflow", "matplotlib", "scipy.stats"} & set(loaded)
+
+
+def test_the_foot_tells_how_many_seeds_were_adopted_and_of_whom() -> None:
+    runs = [run("er", seed=seed) for seed in (0, 1, 2)] + [run("ewc", seed=seed) for seed in (0, 1, 2)]
+    text = report.markdown(report.summarise(runs), "title")
+    assert "Adopted" not in text
+    adopted = [replace(one, adopted=one.result.strategy == "er" and one.result.seed > 0) for one in runs]
+    text = report.markdown(report.summarise(adopted), "title")
+    (foot,) = lines(text, "n = 3 seeds")
+    assert foot.endswith(". Adopted, made by an earlier version: er (2 of 3).")
