@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -456,15 +457,14 @@ def test_equal_files_choose_the_same(tuned: tuple[Experiment, Path, list[RunFold
 
 def test_a_trial_more_tries_that_one_alone(tuned: tuple[Experiment, Path, list[RunFolder]], tmp_path: Path) -> None:
     _, folder, _ = tuned
+    runs = shutil.copytree(folder / "runs", tmp_path / "runs")
     more = experiment(tmp_path, ("[1e-3, 1e-2, 3e-2]", "[1e-3, 1e-2, 3e-2, 1e-4]"), ("name: tuned", "name: more"))
-    _, told = carried_out(more, folder / "runs")
+    _, told = carried_out(more, runs)
     assert told.count("trial trained") == 2 and told.count("trial found") == 6
-    compared = invoke("compare", "more", "tuned", "--runs", str(folder / "runs"))
+    compared = invoke("compare", "more", "tuned", "--runs", str(runs))
     assert "runs are finished" not in compared.stderr
-    (folder / "runs" / "more" / "experiment.yaml").write_bytes(
-        (folder / "runs" / "tuned" / "experiment.yaml").read_bytes()
-    )
-    compared = invoke("compare", "more", "--runs", str(folder / "runs"))
+    (runs / "more" / "experiment.yaml").write_bytes((runs / "tuned" / "experiment.yaml").read_bytes())
+    compared = invoke("compare", "more", "--runs", str(runs))
     assert "1 of 3 runs are finished" in compared.stderr  # what another search chose is not shown
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class OurBatches:
     adapted_dataset: Any
     clock: Any
     train_mb_size: int
+    if TYPE_CHECKING:  # the template's own looks at the signatures of its classes
+
+        def __init__(self, **options: Any) -> None: ...
 
     def make_train_dataloader(self, **kwargs: Any) -> None:
         columns, task = self.adapted_dataset.columns(), self.clock.train_exp_counter
