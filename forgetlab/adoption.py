@@ -233,7 +233,8 @@ def _trial(experiment: Experiment, entry: Strategy, kept: Kept) -> Run | None:
         seed = kept.settings["seed"]
         values = [kept.settings[".".join(["strategy", *map(str, choice.at)])] for choice in chosen]
         asked = all(_may_be(choice, value) for choice, value in zip(chosen, values, strict=True))
-        return Search(experiment, entry, (seed,)).run(tuning.with_values(entry, chosen, values), seed) if asked else None
+        variant = tuning.with_values(entry, chosen, values)
+        return Search(experiment, entry, (seed,)).run(variant, seed) if asked else None
     except (ValueError, LookupError, TypeError):  # something is missing, or is no number
         return None
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
 
 from pydantic import model_validator
 from pydantic.fields import FieldInfo
 
 from forgetlab.description import Choice, Frozen, KeyPath
 from forgetlab.options import OptionsError
-
-if TYPE_CHECKING:
-    from forgetlab.scenario_file import ScenarioFile
 
 SEARCHED = (("train",), ("references",), ("strategies",))  # sections in which an option may have candidates
 FIXED = "augment"  # what has none within them
@@ -39,8 +36,28 @@ class Range(Frozen):
         return self
 
 
+class FileWithChoices(Protocol):
+    """What the file under check has to offer for candidates to be read in it."""
+
+    choices: list[Choice]
+    problems: list[Any]
+
+    @property
+    def searches(self) -> bool:
+        """Whether the file has a section that says how to choose."""
+        ...
+
+    def refuse(self, place: KeyPath, message: str) -> None:
+        """Note what is wrong at a place."""
+        ...
+
+    def section(self, model: Any, given: Any, place: KeyPath) -> Any:
+        """The model, with what does not fit noted."""
+        ...
+
+
 def first_of(
-    file: ScenarioFile,
+    file: FileWithChoices,
     given: Mapping[str, Any],
     fields: Mapping[str, FieldInfo],
     place: KeyPath,
@@ -68,7 +85,7 @@ def first_of(
     return one, refused
 
 
-def _values(file: ScenarioFile, written: Any, place: KeyPath) -> dict[str | int, Any]:
+def _values(file: FileWithChoices, written: Any, place: KeyPath) -> dict[str | int, Any]:
     """The candidates, or both ends of a range, by where they stand; none where they were refused."""
     before = len(file.problems)
     if not file.searches:
@@ -82,7 +99,7 @@ def _values(file: ScenarioFile, written: Any, place: KeyPath) -> dict[str | int,
     return dict(enumerate(written)) if isinstance(written, list) else {end: written[end] for end in ("low", "high")}
 
 
-def _fit(file: ScenarioFile, check: Any, options: dict[str, Any], key: str, place: KeyPath) -> Any:
+def _fit(file: FileWithChoices, check: Any, options: dict[str, Any], key: str, place: KeyPath) -> Any:
     """The value of an option as it is resolved; None where it was refused."""
     try:
         return check(options)[key]
