@@ -36,6 +36,7 @@ def work() -> Work:
     )
 
 
+@pytest.mark.slow
 def test_every_row_is_measured(work: Work) -> None:
     rows = [comparison.row() for comparison in comparisons(work)]
     assert len(rows) == len({row["name"] for row in rows}) == 12
@@ -90,6 +91,7 @@ def test_an_aim_says_what_has_to_hold(aim: Aim, ratio: float, holds: bool | None
     assert aim.holds(ratio) is holds
 
 
+@pytest.mark.slow
 def test_the_encoders_rows_are_measured() -> None:
     """Two layers, few texts of noise: that each row does its work; what it takes is not looked at."""
     ids = torch.randint(1000, 2000, (16, 8), generator=torch.Generator().manual_seed(0))
@@ -102,6 +104,7 @@ def test_the_encoders_rows_are_measured() -> None:
     assert "kept 0.0 MiB" in rows[0]["work"]  # 16 x 384 numbers
 
 
+@pytest.mark.slow
 def test_a_long_stream_is_measured_task_by_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "long.yaml"
     file.write_text(

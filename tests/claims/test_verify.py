@@ -82,6 +82,7 @@ def test_the_stored_rows_are_enough() -> None:
     assert {row.file for row in found} == set(PUBLISHED.glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_rows_file_is_one_strategy_on_five_seeds_or_more(path: Path) -> None:
     one = load(path)

@@ -123,6 +123,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in files(folder)}
 
 
+@pytest.mark.slow
 def test_fresh_trains_again_and_finds_the_same_numbers(tmp_path: Path) -> None:
     text = TINY.replace("seeds: [0, 1]", "seeds: [0]").replace("[naive, ridge]", "[naive]")
     (tmp_path / "tiny.yaml").write_text(text, encoding="utf-8")
@@ -142,6 +143,7 @@ def test_compare_prints_the_same_table(first: Result, folder: Path) -> None:
         assert again.exit_code == 0 and again.stdout == first.stdout and again.stderr == ""
 
 
+@pytest.mark.slow
 def test_compare_leaves_out_what_had_other_settings(tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY, encoding="utf-8")

@@ -90,6 +90,7 @@ def test_each_price_is_defined(name: str, lora: Result) -> None:
     assert cells.get(name) is not None
 
 
+@pytest.mark.slow
 def test_equal_runs_tell_equal_prices(lora: Result) -> None:
     spec = {"name": "lora", "rank": 2, "sites": ["mlp.in"]}
     again = run(Strategy(name="lora", isolation=spec, router={"name": "oracle"}))

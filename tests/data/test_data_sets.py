@@ -100,6 +100,7 @@ def test_missing_data_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch, 
         factory()
 
 
+@pytest.mark.slow
 def test_data_is_found_in_the_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fashion: Dataset) -> None:
     factory = plugins.find("data", "fashion_mnist").factory
     real = factory.__globals__["FOLDERS"]

@@ -454,6 +454,7 @@ def growth(make: Callable[[], Tensor]) -> int:
     return peak - before
 
 
+@pytest.mark.slow
 def test_inputs_on_disk_take_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.npy"
     write_npy(path, (torch.full((1024, 1024), i, dtype=torch.uint8) for i in range(64)))

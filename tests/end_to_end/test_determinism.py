@@ -134,6 +134,7 @@ def test_all_strategies_of_a_seed_share_start_and_data(tmp_path: Path, recorded:
         assert entry.name == "joint" or len(other.batches) == len(steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vary", "classes", "start", "order"),
     [

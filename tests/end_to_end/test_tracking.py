@@ -97,6 +97,7 @@ def client_text(client: Any, run: Any, name: str, target: Path) -> str:
     return Path(client.download_artifacts(run.info.run_id, name, str(target))).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_run_for_each_strategy_holds_the_mean_and_its_seeds(
     uri: str, experiment: tuple[str, list[RunFolder]]
 ) -> None:
@@ -119,12 +120,14 @@ def test_a_run_for_each_strategy_holds_the_mean_and_its_seeds(
     assert one.data.metrics["accuracy/task_1"] == pytest.approx(0.9)
 
 
+@pytest.mark.slow
 def test_the_description_holds_the_table(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
     note = tracking.connect(uri).get_experiment_by_name(experiment[0]).tags[tracking.NOTE]
     assert note.splitlines()[0] == "Average accuracy at the end: naive 0.552, reservoir (lr=0.01) 0.825"
     assert "| reservoir (lr=0.01) | 0.825" in note
 
 
+@pytest.mark.slow
 def test_artifacts_are_there_and_readable(uri: str, experiment: tuple[str, list[RunFolder]], tmp_path: Path) -> None:
     name, _ = experiment
     top = parents(uri, name)["naive"]
@@ -145,6 +148,7 @@ def test_artifacts_are_there_and_readable(uri: str, experiment: tuple[str, list[
     assert (path / "scenario.yaml").read_text() == "name: x\n"
 
 
+@pytest.mark.slow
 def test_a_rerun_adds_no_run(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
     name, folders = experiment
     before = {run.info.run_id for run in runs(uri, name)}
@@ -152,6 +156,7 @@ def test_a_rerun_adds_no_run(uri: str, experiment: tuple[str, list[RunFolder]]) 
     assert {run.info.run_id for run in runs(uri, name)} == before
 
 
+@pytest.mark.slow
 def test_one_more_seed_keeps_the_others(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
     name, folders = experiment
     naive = parents(uri, name)["naive"]
@@ -165,6 +170,7 @@ def test_one_more_seed_keeps_the_others(uri: str, experiment: tuple[str, list[Ru
     assert len(runs(uri, name)) == 7
 
 
+@pytest.mark.slow
 def test_changed_settings_replace_the_strategys_runs_only(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
     name, folders = experiment
     kept = parents(uri, name)["reservoir (lr=0.01)"].info.run_id
@@ -176,6 +182,7 @@ def test_changed_settings_replace_the_strategys_runs_only(uri: str, experiment: 
     assert len(runs(uri, name)) == 6
 
 
+@pytest.mark.slow
 def test_a_projection_that_was_cut_short_is_made_anew(
     uri: str, experiment: tuple[str, list[RunFolder]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +214,7 @@ def test_an_unfinished_run_is_left_out(uri: str, tmp_path: Path) -> None:
     assert tracking.update_view("unfinished", [half], uri, resolved_file="").added == 0
 
 
+@pytest.mark.slow
 def test_a_deleted_experiment_comes_back(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
     name, folders = experiment
     client = tracking.connect(uri)
@@ -273,6 +281,7 @@ def test_a_server_that_is_not_there_is_told_at_once() -> None:
             tracking.connect(uri)
 
 
+@pytest.mark.slow
 def test_artifacts_lie_beside_the_database(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
     pngs = list(Path(uri.removeprefix("sqlite:///")).parent.glob(f"mlartifacts/{experiment[0]}/*/artifacts/*.png"))
     assert len(pngs) == 12

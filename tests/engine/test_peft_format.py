@@ -222,6 +222,7 @@ def test_other_modules_are_not_written(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "file.yaml").write_text(
         "name: tiny\n"

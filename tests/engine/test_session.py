@@ -113,6 +113,7 @@ def test_finished_work_is_found_under_another_strategy_name(tmp_path: Path) -> N
     }
 
 
+@pytest.mark.slow
 def test_finished_work_with_other_settings_is_set_aside_and_found_when_they_come_back(tmp_path: Path) -> None:
     settings = ("references:", "train: {lr: 0.1}\nreferences:")
     (old, *_), _ = carried_out(experiment(tmp_path), tmp_path / "runs")
@@ -128,6 +129,7 @@ def test_finished_work_with_other_settings_is_set_aside_and_found_when_they_come
     assert how == ["found", "found"] and contents(again) == changed
 
 
+@pytest.mark.slow
 def test_a_result_of_another_description_is_never_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second half shows that the first can fail: with a key that ignores the description it would."""
     longer = ("references:", "name: longer\nprotocol: {budget: {epochs: 9}}\nreferences:"), ("name: first\n", "")
@@ -144,6 +146,7 @@ def test_a_result_of_another_description_is_never_served(tmp_path: Path, monkeyp
     assert one == other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_an_unfinished_run_is_never_found(tmp_path: Path, name: str) -> None:
     def stop(event: object) -> None:
@@ -161,6 +164,7 @@ def test_an_unfinished_run_is_never_found(tmp_path: Path, name: str) -> None:
     assert results(again) == results(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"version": 1}', "\xff"])
 def test_a_result_that_cannot_be_read_is_no_result(tmp_path: Path, text: str) -> None:
     (folder, _), _ = carried_out(experiment(tmp_path), tmp_path / "runs")
@@ -169,6 +173,7 @@ def test_a_result_that_cannot_be_read_is_no_result(tmp_path: Path, text: str) ->
     assert carried_out(experiment(tmp_path), tmp_path / "runs")[1] == ["trained", "found"]
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_cut_short_leaves_no_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut_short(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

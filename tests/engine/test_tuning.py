@@ -325,6 +325,7 @@ def test_another_stream_to_search_on(tmp_path: Path) -> None:
     assert given.part is None and len(engine.load_scenario(given.runs()[0]).tasks) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scenario", "told"),
     [
@@ -366,6 +367,7 @@ PEEKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peek", PEEKS)
 def test_nothing_but_the_first_tasks_is_looked_at(masked: Path, monkeypatch: pytest.MonkeyPatch, peek: str) -> None:
     """All test data and the training data of later tasks are replaced by noise: the search must not notice."""
@@ -445,6 +447,7 @@ def test_a_rerun_trains_nothing_and_changes_no_byte(
     assert [contents(one) for one in folders] == before
 
 
+@pytest.mark.slow
 def test_equal_files_choose_the_same(tuned: tuple[Experiment, Path, list[RunFolder]], tmp_path: Path) -> None:
     given, _, folders = tuned
     again, told = carried_out(given, tmp_path / "elsewhere")
@@ -455,6 +458,7 @@ def test_equal_files_choose_the_same(tuned: tuple[Experiment, Path, list[RunFold
                 assert (one.path / name).read_bytes() == (other.path / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_trial_more_tries_that_one_alone(tuned: tuple[Experiment, Path, list[RunFolder]], tmp_path: Path) -> None:
     _, folder, _ = tuned
     runs = shutil.copytree(folder / "runs", tmp_path / "runs")
@@ -468,6 +472,7 @@ def test_a_trial_more_tries_that_one_alone(tuned: tuple[Experiment, Path, list[R
     assert "1 of 3 runs are finished" in compared.stderr  # what another search chose is not shown
 
 
+@pytest.mark.slow
 def test_each_seed_has_a_search_of_its_own(tmp_path: Path) -> None:
     given = experiment(
         tmp_path, ("[naive, ridge]", "[naive]"), ("  - replay: {memory: reservoir, capacity: 50}\n", ""),
@@ -484,6 +489,7 @@ def test_each_seed_has_a_search_of_its_own(tmp_path: Path) -> None:
     assert summary.label == "naive (lr=0.25|0.5)" and summary.seeds == (0, 1)
 
 
+@pytest.mark.slow
 def test_one_search_with_named_seeds_chooses_for_all(tmp_path: Path) -> None:
     given = experiment(
         tmp_path, ("[naive, ridge]", "[naive]"), ("  - replay: {memory: reservoir, capacity: 50}\n", ""),
@@ -527,6 +533,7 @@ def test_a_grid_with_fewer_trials_is_drawn_once(tmp_path: Path) -> None:
     assert len({*drawn[0]}) == 6 and drawn[0] == sorted(drawn[0])
 
 
+@pytest.mark.slow
 def test_optuna_draws_from_ranges_and_lists(tmp_path: Path) -> None:
     rate = ("[1e-3, 1e-2, 3e-2]", "{low: 1e-4, high: 1, log: true}")
     how = ("{tasks: 2}", "{search: optuna, trials: 24, seed: 1}")
@@ -578,6 +585,7 @@ def test_what_diverges_with_one_of_two_seeds_is_never_chosen(tmp_path: Path) -> 
 WILD = ("train: {lr: [1e-3, 1e-2, 3e-2], batch_size: 32}", "train: {optimizer: sgd, lr: [1e-1, 1e+30], batch_size: 32}")
 
 
+@pytest.mark.slow
 def test_a_rate_at_which_training_diverges_is_never_chosen_and_not_tried_again(tmp_path: Path) -> None:
     given = experiment(tmp_path, WILD)
     folders, told = carried_out(given, tmp_path / "runs")
@@ -593,6 +601,7 @@ def test_a_rate_at_which_training_diverges_is_never_chosen_and_not_tried_again(t
     assert (failed.path / "error.txt").stat().st_mtime_ns != before
 
 
+@pytest.mark.slow
 def test_where_every_trial_diverges_the_strategy_fails_and_the_others_go_on(tmp_path: Path) -> None:
     carried_out(experiment(tmp_path, WILD), tmp_path / "runs")  # what it leaves must not be taken for the next one's
     worse = experiment(tmp_path, (WILD[0], WILD[1].replace("1e-1, ", "1e+31, ")))
@@ -602,6 +611,7 @@ def test_where_every_trial_diverges_the_strategy_fails_and_the_others_go_on(tmp_
     assert "training diverged in each of the 2 trials" in (folders[0].path / "error.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_another_error_in_a_trial_stops_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = experiment(tmp_path, ("[naive, ridge]", "[naive]"))
     real = engine.run
@@ -622,6 +632,7 @@ def test_another_error_in_a_trial_stops_the_search(tmp_path: Path, monkeypatch: 
 # What is seen of it
 
 
+@pytest.mark.slow
 def test_each_trial_is_a_line(tmp_path: Path) -> None:
     from io import StringIO
 

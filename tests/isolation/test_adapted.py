@@ -219,6 +219,7 @@ def test_modules_that_act_together_give_the_weights_of_each() -> None:
     torch.testing.assert_close(adapted.merged().eval()(x), adapted.eval()(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SHAREABLE))
 def test_a_shared_module_runs_beside_a_memory_and_beside_penalties(tmp_path: Path, name: str) -> None:
     spec = {
@@ -272,6 +273,7 @@ def test_ledger_and_files_say_what_is_shared(tmp_path: Path) -> None:
     assert paid["changed"] == [4 * 16 * 16] * 2 and paid["rank_90"][0] <= 2
 
 
+@pytest.mark.slow
 def test_the_ledger_measures_the_pass_through_the_shared_module() -> None:
     """Its penalty is a part of a training step, and its answers are compared with those of the bare backbone."""
     free, paying = (_priced(penalised) for penalised in (False, True))

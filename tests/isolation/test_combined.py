@@ -112,6 +112,7 @@ def test_each_member_keeps_its_own_of_what_belongs_to_all() -> None:
     assert any(not torch.equal(model.shared[f"0.{name}"], model.shared[f"1.{name}"]) for name in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", isolation.CHECKS)
 @pytest.mark.parametrize("parts", [("mad_x", "lora"), ("o_lora", "unified"), ("ladder",)])
 def test_other_pairs_keep_the_promises_too(parts: Any, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:

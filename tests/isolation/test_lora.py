@@ -181,6 +181,7 @@ def pissa(rank: int = RANK, sites: tuple[Any, ...] = ("attn.q", "attn.v")) -> Lo
     return LoRA(rank, start="pissa", sites=sites)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", checks.CHECKS["isolation"])
 def test_pissa_keeps_the_promises_too(check: checks.Check) -> None:
     check(Plugin("isolation", "pissa", pissa))

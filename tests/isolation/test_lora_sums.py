@@ -252,6 +252,7 @@ def test_a_is_orthonormal_over_root_3_and_fixed() -> None:
 # in a run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SUMS))
 def test_a_run_on_digits(tmp_path: Path, name: str) -> None:
     _, result, stored = runs.isolated(tmp_path, f"isolation: {{name: {name}, rank: 2}}", "class-incremental")

@@ -89,6 +89,7 @@ def plugin(options: dict[str, Any]) -> Plugin:
     return Plugin("isolation", "peft", lambda: PEFT({"target_modules": ATTENTION, **options}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(
     "check",

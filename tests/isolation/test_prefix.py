@@ -179,6 +179,7 @@ def flat_prefix(length: PositiveInt = LENGTH) -> Prefix:
     return Prefix(length, "flat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", checks.CHECKS["isolation"])
 def test_a_flat_prefix_keeps_the_promises_too(check: checks.Check) -> None:
     check(Plugin("isolation", "flat", flat_prefix))

@@ -177,6 +177,7 @@ def test_a_prompt_may_start_as_rows_of_the_vocabulary() -> None:
     assert refused.value.option == "start"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["lstm", "mlp"])
 def test_the_encoder_is_pefts(kind: Any) -> None:
@@ -236,6 +237,7 @@ def test_the_tokens_left_after_training_answer_as_the_encoder_did_to_the_bit(enc
         stores_the_tokens_alone(trained(backbone, KeepsTheEncoder, encoder), ids)
 
 
+@pytest.mark.slow
 def test_anchors_stand_between_the_tokens_and_stay_as_they_are() -> None:
     backbone: Any = tiny("bert")
     module = attached(PTuning(5, anchors=(7, 9)), backbone)

@@ -170,6 +170,7 @@ def eight(rank: int = 4, sites: tuple[Any, ...] = ("attn.q", "mlp.in")) -> QLoRA
     return QLoRA(8, rank, sites=sites)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", checks.CHECKS["isolation"])
 def test_8_bits_keep_the_promises_too(check: checks.Check) -> None:
     check(Plugin("isolation", "eight", eight))

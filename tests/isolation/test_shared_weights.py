@@ -210,6 +210,7 @@ def test_each_task_owns_its_share_of_what_was_free(family: str) -> None:
             free -= expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_no_optimizer_moves_what_others_own(optimizer: str) -> None:
     model = isolated(PackNet)
@@ -235,6 +236,7 @@ class LeavesItToGradients(PackNet):
         self.mine = {key: torch.ones_like(mine) for key, mine in self.mine.items()}
 
 
+@pytest.mark.slow
 def test_a_protection_that_leaks_is_found() -> None:
     with pytest.raises(AssertionError, match="changed an earlier one's answers"):
         isolation.old_answers_stay(Plugin("isolation", "broken", LeavesItToGradients))

@@ -36,6 +36,7 @@ def rows(folder: Path, entry: str, setting: str, head: str = "growing") -> list[
     return engine.run(run).accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["growing", "fixed", "per-task"])
 @pytest.mark.parametrize("setting", ["class-incremental", "task-incremental"])
 def test_the_same_matrix_as_task_by_task(

@@ -87,6 +87,7 @@ def same_way(mine: Any, theirs: Any, batch_size: int, tasks: int = 3, model: nn.
     return difference(end, in_avalanche(theirs, batch_size, tasks, model))
 
 
+@pytest.mark.slow
 def test_mas_is_avalanches_where_a_batch_is_one_sample() -> None:
     """Over two tasks: from the third on Avalanche averages importances, and the paper adds them up."""
     mine, theirs = ours("mas", strength=0.05), stock({"plugin": "MASPlugin", "lambda_reg": 0.05})
@@ -95,6 +96,7 @@ def test_mas_is_avalanches_where_a_batch_is_one_sample() -> None:
         torch.testing.assert_close(value, 2 * theirs.importance[name].data, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_avalanches_mas_depends_on_the_batch_size() -> None:
     found = {}
     for size in (1, 20):
@@ -117,12 +119,14 @@ def total(importance: dict[str, Any]) -> float:
     return sum(float(getattr(value, "data", value).sum()) for value in importance.values())
 
 
+@pytest.mark.slow
 def test_ewc_is_avalanches_where_a_batch_is_one_sample() -> None:
     """Which has the true label's Fisher, and no 1/2."""
     theirs = stock({"plugin": "EWCPlugin", "ewc_lambda": 0.5})
     assert same_way(ours("ewc", strength=1.0, fisher="empirical"), theirs, batch_size=1) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_online_ewc_is_avalanches_where_a_batch_is_one_sample() -> None:
     """Which fades a Fisher once less: in the paper it fades when it is used, too."""
     theirs = stock({"plugin": "EWCPlugin", "ewc_lambda": 0.5, "mode": "online", "decay_factor": 0.5})
@@ -241,6 +245,7 @@ class Repaired(RWalk):
         super().after_training_exp(strategy)
 
 
+@pytest.mark.slow
 def test_rwalk_is_avalanches_repaired_where_a_batch_is_one_sample() -> None:
     mine, theirs = ours("rwalk", strength=0.1, alpha=0.9, delta_t=4), Repaired(**without_name(RWALK))
     assert same_way(mine, theirs, batch_size=1) < TOLERANCE
@@ -250,6 +255,7 @@ def without_name(spec: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key != "plugin"}
 
 
+@pytest.mark.slow
 def test_avalanches_rwalk_as_it_is_goes_another_way() -> None:
     mine, theirs = ours("rwalk", strength=0.1, alpha=0.9, delta_t=4), stock(RWALK)
     assert same_way(mine, theirs, batch_size=1) > 1e-3

@@ -110,6 +110,7 @@ BROKEN_MODULES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", checks.CHECKS["isolation"])
 def test_a_good_module_passes(check: checks.Check) -> None:
     check(planted("isolation", GoodModule))

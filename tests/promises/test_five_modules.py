@@ -94,10 +94,12 @@ def encoder(texts: Tensor) -> nn.Module:
     return plugins.build("model", "minilm", {}, input_shape=tuple(texts.shape[1:]))
 
 
+@pytest.mark.slow
 def test_every_earlier_answer_stays_to_the_bit(encoder: nn.Module, texts: Tensor) -> None:
     answers_stay(encoder, texts)
 
 
+@pytest.mark.slow
 def test_a_copy_is_free_of_the_live_model(encoder: nn.Module, texts: Tensor) -> None:
     copies_stand_alone(encoder, texts)
 

@@ -65,6 +65,7 @@ def test_the_formula_by_hand() -> None:
     assert agem().project(g, []) is g
 
 
+@pytest.mark.slow
 def test_every_step_is_avalanches_where_all_old_samples_make_the_reference() -> None:
     ours = trained(*beside(agem()))
     stock = {"plugin": "AGEMPlugin", "patterns_per_experience": SIZE, "sample_size": SIZE * (TASKS - 1)}

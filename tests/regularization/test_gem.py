@@ -125,6 +125,7 @@ def avalanches() -> list[Weights]:
     return trained(stock_plugin(spec))
 
 
+@pytest.mark.slow
 def test_every_step_is_avalanches(avalanches: list[Weights]) -> None:
     """With all samples of a task in the memory, so that both look at the same."""
     ours = trained(*beside(gem(ridge=RIDGE)))
@@ -133,6 +134,7 @@ def test_every_step_is_avalanches(avalanches: list[Weights]) -> None:
     assert farthest(ours, trained()) > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     [
@@ -154,6 +156,7 @@ def one_by_one(gradient: Any, references: Any) -> Any:
     return gradient
 
 
+@pytest.mark.slow
 def test_a_reference_for_each_task_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a stream of one label too; what came in the task in training is in the memory and in no reference."""
     seen: list[list[list[int]]] = []

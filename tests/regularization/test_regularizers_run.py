@@ -56,6 +56,7 @@ def entry(name: str, more: str = "") -> str:
     return f"{{regularization: {ENTRIES[name]}, name: {name}{more}}}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "protocol"),
     [
@@ -72,6 +73,7 @@ def test_each_runs_in_every_setting(tmp_path: Path, setting: str, protocol: str)
         assert (result.metrics["average_accuracy"] or 0) > 0.2 and (result.counts["total"]["memory_bytes"] or 0) > 0
 
 
+@pytest.mark.slow
 def test_each_runs_on_a_transformer_and_repeats_itself_to_the_bit(tmp_path: Path) -> None:
     first, second = (results(tmp_path, [entry(name) for name in ENTRIES], **SHORT) for _ in range(2))
     assert first == second
@@ -79,6 +81,7 @@ def test_each_runs_on_a_transformer_and_repeats_itself_to_the_bit(tmp_path: Path
     assert len(set(ends)) > len(ends) / 2  # not all the same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [

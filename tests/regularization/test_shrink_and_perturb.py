@@ -152,6 +152,7 @@ def test_two_numbers_of_each_tensor_are_kept() -> None:
     assert sum(t.numel() for t in method.state()[0].values()) == 2 * len(list(model.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_twentieth_permutation_is_learned_better_than_by_naive_training(seed: int) -> None:
     naive = Strategy(name="naive", reference={"name": "naive"})

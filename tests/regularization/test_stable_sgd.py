@@ -195,6 +195,7 @@ seeds: [0, 1, 2]
 """
 
 
+@pytest.mark.slow
 def test_old_rotations_are_forgotten_less_than_by_naive_training(tmp_path: Path) -> None:
     accuracies = finals(tmp_path, FILE)
     gained = [ours - naive for naive, ours in zip(*accuracies.values(), strict=True)]

@@ -65,6 +65,7 @@ def both(memory: Any) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         yield ours["score"][:n], theirs.buffer_score[:n], ours["x"][:n], theirs.ext_mem_list_x[:n]
 
 
+@pytest.mark.slow
 def test_it_keeps_what_avalanches_keeps_step_by_step() -> None:
     replaced, before = 0, torch.zeros(CAPACITY, 6)
     for ours, theirs, x, their_x in both(gss()):
@@ -125,6 +126,7 @@ def chances(memory: Any, score: float, draws: int = 4000) -> tuple[Tensor, Tenso
     return counts, draws * drawn * (old + 1) / (old + score + 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "right"), [(None, True), (OddsTurned, False)])
 def test_the_chance_to_take_a_place_is_that_of_algorithm_2(kind: type | None, right: bool) -> None:
     """A chi-square test; places are drawn by how far their score is above the lowest, as in the authors' code."""
@@ -208,6 +210,7 @@ seeds: [0, 1, 2]
 """
 
 
+@pytest.mark.slow
 def test_it_beats_naive_training(tmp_path: Path) -> None:
     naive, method = finals(tmp_path, FILE).values()
     print(f"naive {naive}, gss {method}")

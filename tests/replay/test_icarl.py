@@ -263,12 +263,14 @@ def run(folder: Path, **options: str) -> list[list[float]]:
     return list(runs.finals(folder, FILE.format(**given)).values())
 
 
+@pytest.mark.slow
 def test_it_forgets_less_than_naive_training_with_every_seed(tmp_path: Path) -> None:
     naive, herding, ours = run(tmp_path, seeds="0, 1, 2")
     print(naive, herding, ours)
     assert all(b > a + 0.4 for a, b in zip(naive, ours, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "head", "model"),
     [

@@ -39,6 +39,7 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return written
 
 
+@pytest.mark.slow
 def test_equal_input_gives_equal_bytes() -> None:
     curve = [(1, Interval(0.0, None, 1)), (2, Interval(0.3, 0.1, 3))]
     first = pictures.accuracy_heat_map(MATRIX, ["a", "b"], "ewc")
@@ -62,6 +63,7 @@ def test_an_unfinished_matrix_has_fewer_rows(texts: list[str]) -> None:
     assert texts == ["1.00", pictures.DASH]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "written"), [(15, 225), (16, 0)])
 def test_cells_too_small_to_read_are_not_written(texts: list[str], n: int, written: int) -> None:
     png = pictures.accuracy_heat_map(lower(n), [f"task {i}" for i in range(n)], "many")
@@ -69,12 +71,14 @@ def test_cells_too_small_to_read_are_not_written(texts: list[str], n: int, writt
     assert max(pixels(png).shape[:2]) < 1400
 
 
+@pytest.mark.slow
 def test_another_value_is_another_picture() -> None:
     changed: list[Row] = [[1.0, None], [0.25, 0.9]]
     ours, theirs = (pixels(pictures.accuracy_heat_map(m, ["a", "b"], "ewc")) for m in (MATRIX, changed))
     assert ours.shape == theirs.shape and (ours != theirs).any()
 
 
+@pytest.mark.slow
 def test_the_interval_over_seeds_is_a_band() -> None:
     narrow, wide = ([(step, Interval(0.1 * step, half, 3)) for step in (1, 2, 3)] for half in (0.01, 0.05))
     ours, theirs = (pixels(pictures.forgetting_curves({"a": curve}, "x")) for curve in (narrow, wide))

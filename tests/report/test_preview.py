@@ -321,6 +321,7 @@ def test_the_stream_is_that_of_the_first_run(tmp_path: Path) -> None:
     assert plugins.build("scenario", "split_digits", {"n_tasks": 2}, seed=0).tasks[0].name in done.stdout
 
 
+@pytest.mark.slow
 def test_a_file_that_is_wrong_is_refused_as_elsewhere(tmp_path: Path) -> None:
     done = call(tmp_path, text=FILE.replace("n_tasks: 2", "n_tasks: 11"))
     assert done.exit_code == 2 and done.stdout == ""

@@ -200,6 +200,7 @@ def test_text_is_learned_from_newsgroups(tmp_path: Path, monkeypatch: pytest.Mon
     assert after < before - 1.0, "on texts that it has not seen"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vit", "cnn"])
 def test_views_of_digits_find_each_other_once_learned(kind: str) -> None:
     torch.manual_seed(0)
