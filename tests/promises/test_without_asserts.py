@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from helpers.paths import ROOT
+
 PRODUCT = sorted(path for folder in ("forgetlab", "strategies", "scenarios") for path in (ROOT / folder).rglob("*.py"))
 BROKEN = '''
 """Plug-ins of several kinds, each of which breaks a promise."""
