@@ -18,7 +18,7 @@ from benchmarks import encoder_rows
 from benchmarks.encoder_rows import TextWork, newsgroups
 from benchmarks.measure import Comparison
 from benchmarks.rows import Work, comparisons
-from forgetlab.plugins import build
+from forgetlab.plugins.registry import build
 
 LATEST = Path(__file__).with_name("latest.json")
 COLUMNS = "{:<36} {:>9} {:>9} {:>8}  {:<22} {}"

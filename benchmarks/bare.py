@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
-from forgetlab.scenario import Task, as_input
+from forgetlab.data.datasets import as_input
+from forgetlab.streams.scenario import Task
 
 Orders = Sequence[Tensor]  # of each task's samples
 

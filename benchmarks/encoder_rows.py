@@ -12,11 +12,14 @@ from torch import nn
 
 from benchmarks import ours
 from benchmarks.measure import Aim, Comparison, Side, seconds
-from forgetlab import frozen, modules, plugins
-from forgetlab.description import Budget, Protocol, Run, Strategy, Train
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.loop import make_optimizer
-from forgetlab.scenario import Samples, Scenario
+from forgetlab.data.datasets import Samples
+from forgetlab.engine import reopened
+from forgetlab.experiment import Budget, Protocol, Run, Strategy, Train
+from forgetlab.isolation import frozen_features
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.plugins import registry
+from forgetlab.streams.scenario import Scenario
+from forgetlab.training.loop import make_optimizer
 
 RATE = 1e-3
 
@@ -40,7 +43,7 @@ class TextWork:
 
     @cached_property
     def backbone(self) -> nn.Module:
-        return plugins.build("model", "minilm", {"layers": self.layers}, input_shape=self.scenario.input_shape)
+        return registry.build("model", "minilm", {"layers": self.layers}, input_shape=self.scenario.input_shape)
 
     def run(self, module: str, reuse: bool) -> Run:
         return Run(
@@ -61,7 +64,7 @@ class TextWork:
 def newsgroups(n: int, tokens: int) -> Scenario:
     """One task of four newsgroups."""
     given = {"data": {"name": "newsgroups", "max_length": tokens}, "n_tasks": 5, "samples_per_task": n}
-    stream: Scenario = plugins.build("scenario", "stream", {**given, "test_samples_per_task": 20}, seed=0)
+    stream: Scenario = registry.build("scenario", "stream", {**given, "test_samples_per_task": 20}, seed=0)
     return Scenario(stream.tasks[:1], stream.class_names, True, tokenizer=stream.tokenizer)
 
 
@@ -81,7 +84,7 @@ def once(work: TextWork, module: str, bound: float) -> Comparison:
 
 def _trained(work: TextWork, module: str, reuse: bool) -> Side:
     def side() -> float:
-        frozen.forget()
+        frozen_features.forget()
         with ours.globals_of_the_engine():
             learner = ours.prepared(work.run(module, reuse), work.scenario)
             return seconds(lambda: learner.learn(0))
@@ -91,7 +94,7 @@ def _trained(work: TextWork, module: str, reuse: bool) -> Side:
 
 def _kept_bytes(work: TextWork, module: str) -> int:
     _trained(work, module, True)()
-    return frozen.kept_bytes()
+    return frozen_features.kept_bytes()
 
 
 def lora_and_peft(work: TextWork) -> Comparison:
@@ -110,7 +113,7 @@ def answering(work: TextWork, merged: bool) -> Comparison:
     network = _isolated(work).eval()
     backbone, module = copy.deepcopy(work.backbone).eval(), network.module_of(0)
     if merged:
-        parts = modules.merged(network, 0).items()
+        parts = reopened.merged(network, 0).items()
         backbone.load_state_dict({k.removeprefix("backbone."): t for k, t in parts if k.startswith("backbone.")})
 
     def timed(answer: Any) -> Side:
@@ -129,7 +132,7 @@ def answering(work: TextWork, merged: bool) -> Comparison:
 
 
 def _isolated(work: TextWork) -> IsolatedNetwork:
-    network = IsolatedNetwork(copy.deepcopy(work.backbone), lambda: plugins.build("isolation", "lora"))
+    network = IsolatedNetwork(copy.deepcopy(work.backbone), lambda: registry.build("isolation", "lora"))
     network.open(0, list(work.scenario.tasks[0].classes))
     return network
 

@@ -26,10 +26,11 @@ from torch import Tensor
 
 from benchmarks import ours
 from benchmarks.__main__ import machine  # it sets one thread before torch is imported
-from forgetlab import mapped
-from forgetlab.scenario import Dataset, Samples, Scenario
+from forgetlab.data import mapped_rows
+from forgetlab.data.datasets import Dataset, Samples
 from forgetlab.seeding import generator
-from forgetlab.streams import split
+from forgetlab.streams.build import split
+from forgetlab.streams.scenario import Scenario
 
 LARGE = Path(__file__).with_name("large.json")
 SHAPE, N_CLASSES, N_TASKS = (3, 32, 32), 10, 5
@@ -47,10 +48,10 @@ def main() -> int:
     gib = parser.parse_args().gib
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="forgetlab-") as folder:
-        if shutil.disk_usage(folder).free < 1.2 * gib * mapped.GIB:
+        if shutil.disk_usage(folder).free < 1.2 * gib * mapped_rows.GIB:
             print(f"{folder} has no room for {gib:g} GiB; name another place in TMPDIR", file=sys.stderr)
             return 1
-        row = measured(Path(folder) / "images.npy", round(gib * mapped.GIB), round(IN_MEMORY * mapped.GIB))
+        row = measured(Path(folder) / "images.npy", round(gib * mapped_rows.GIB), round(IN_MEMORY * mapped_rows.GIB))
     print(json.dumps(row, indent=2))
     LARGE.write_text(json.dumps([{**row, "measured": machine()}], indent=2) + "\n", encoding="utf-8")
     return 0
@@ -73,19 +74,19 @@ def measured(path: Path, size: int, in_memory: int) -> dict[str, Any]:
     n, few = (amount // torch.Size(SHAPE).numel() for amount in (size, in_memory))
     before = anonymous()
     y = write(path, n)
-    held = mapped.open_npy(path).index_select(0, torch.arange(few))
+    held = mapped_rows.open_npy(path).index_select(0, torch.arange(few))
     first = epoch(stream(held, y[:few]))
     forget_cached(path)
-    x = mapped.open_npy(path)
+    x = mapped_rows.open_npy(path)
     from_disk = epoch(stream(x, y))
     second = epoch(stream(held, y[:few]))
     rates = [one.samples / one.seconds for one in (first, from_disk, second)]
     ratio = rates[1] / ((rates[0] + rates[2]) / 2)
-    growth = (from_disk.peak - before - held.nbytes) / mapped.GIB  # the part in memory is not of this pass
+    growth = (from_disk.peak - before - held.nbytes) / mapped_rows.GIB  # the part in memory is not of this pass
     return {
         "name": "data on disk",
         "work": work(size, in_memory, n),
-        "mapped": isinstance(x, mapped.Rows),
+        "mapped": isinstance(x, mapped_rows.Rows),
         "samples": n,
         "samples_per_second": {"disk": round(rates[1]), "memory": [round(rates[0]), round(rates[2])]},
         "clock_seconds": {
@@ -106,15 +107,15 @@ def measured(path: Path, size: int, in_memory: int) -> dict[str, Any]:
 
 def work(size: int, in_memory: int, n: int) -> str:
     inputs = torch.Size(SHAPE).numel()
-    text = f"{n} generated images, {size / mapped.GIB:.3g} GiB on disk, not in the page cache at the start, and "
-    text += f"{in_memory / mapped.GIB:.3g} GiB of them in memory; {N_CLASSES} classes in {N_TASKS} tasks, "
+    text = f"{n} generated images, {size / mapped_rows.GIB:.3g} GiB on disk, not in the page cache at the start, and "
+    text += f"{in_memory / mapped_rows.GIB:.3g} GiB of them in memory; {N_CLASSES} classes in {N_TASKS} tasks, "
     return f"{text}class-incremental, one epoch; MLP {inputs}-{HIDDEN}-{HIDDEN}-{N_CLASSES}, batch {BATCH}, Adam 1e-3"
 
 
 def write(path: Path, n: int) -> Tensor:
     """Images on disk, and their labels."""
     y = torch.randint(0, N_CLASSES, (n,), generator=generator("large", "labels"))
-    mapped.write_npy(path, (images(part, i) for i, part in enumerate(y.split(PART))))
+    mapped_rows.write_npy(path, (images(part, i) for i, part in enumerate(y.split(PART))))
     return y
 
 

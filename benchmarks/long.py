@@ -17,9 +17,9 @@ from benchmarks import ours
 from benchmarks.__main__ import machine  # it sets one thread before torch is imported
 from benchmarks.large import anonymous
 from benchmarks.measure import seconds
-from forgetlab import engine
-from forgetlab.config import load
-from forgetlab.description import Run, Strategy
+from forgetlab.config.load import load
+from forgetlab.engine import one_run
+from forgetlab.experiment import Run, Strategy
 
 LONG = Path(__file__).with_name("long.json")
 FILE = Path(__file__).parents[1] / "experiments" / "long_permuted.yaml"
@@ -57,8 +57,8 @@ def measured(run: Run) -> dict[str, Any]:
     kept: list[int | None] = []
     held: dict[int, int] = {}
     with ours.globals_of_the_engine():
-        engine.set_process(run)
-        learner = ours.prepared(run, engine.load_scenario(run))
+        one_run.set_process(run)
+        learner = ours.prepared(run, one_run.load_scenario(run))
         for task in range(len(learner.context.scenario.tasks)):
             taken.append(seconds(lambda task=task: learner.learn(task)))
             yards.append(seconds(yardstick))

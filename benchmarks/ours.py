@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from forgetlab import engine
-from forgetlab.data import to_benchmark
-from forgetlab.description import Protocol, Run, Strategy, Train
-from forgetlab.learners import Context, Sequential
-from forgetlab.scenario import Scenario
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.engine import one_run
+from forgetlab.experiment import Protocol, Run, Strategy, Train
+from forgetlab.learners.context import Context
+from forgetlab.learners.sequential import Sequential
+from forgetlab.streams.scenario import Scenario
 
 
 def run(hidden: int, batch_size: int, strategy: Strategy) -> Run:
@@ -37,7 +38,7 @@ def learner(scenario: Scenario, hidden: int, batch_size: int, **strategy: Any) -
 
 def prepared(description: Run, scenario: Scenario) -> Sequential:
     """A learner, made ready for the first task."""
-    made = engine.make_learner(description)
+    made = one_run.make_learner(description)
     assert isinstance(made, Sequential)
     device = torch.device("cpu")
     made.prepare(Context(description, scenario, to_benchmark(scenario, device), device))
@@ -47,7 +48,7 @@ def prepared(description: Run, scenario: Scenario) -> Sequential:
 @contextlib.contextmanager
 def globals_of_the_engine() -> Iterator[None]:
     """Inside, the process is set as for a run; afterwards PyTorch's defaults hold again."""
-    engine.set_process(run(1, 1, Strategy(name="none")))
+    one_run.set_process(run(1, 1, Strategy(name="none")))
     try:
         yield
     finally:

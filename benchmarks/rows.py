@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, Subset
 
 from benchmarks import bare, ours, stock
 from benchmarks.measure import Aim, Comparison, Side, seconds
-from forgetlab.assembly import built
+from forgetlab.avalanche.tensor_data import batches
 from forgetlab.batch import Batch
-from forgetlab.data import batches
-from forgetlab.fisher import Variant, fisher
-from forgetlab.learners import Sequential
-from forgetlab.loop import EVALUATION_BATCH
-from forgetlab.scenario import Scenario
+from forgetlab.learners.sequential import Sequential
+from forgetlab.plugins.registry import built
 from forgetlab.seeding import generator
+from forgetlab.streams.scenario import Scenario
+from forgetlab.toolbox.fisher import Variant, fisher
+from forgetlab.training.loop import EVALUATION_BATCH
 
 EWC_STRENGTH = 1e3
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from forgetlab import avalanche_api  # noqa: F401  makes torchvision, which Avalanche imports, importable everywhere
-from forgetlab.scenario import Samples, Scenario
+from forgetlab.avalanche import api  # noqa: F401  makes torchvision, which Avalanche imports, importable everywhere
+from forgetlab.data.datasets import Samples
+from forgetlab.streams.scenario import Scenario
 
 MEAN, DEVIATION = 0.2860, 0.3530  # as in Avalanche's own SplitFMNIST
 

@@ -1,5 +1,5 @@
 """``python -m forgetlab``."""
 
-from forgetlab.cli import main
+from forgetlab.cli.main import main
 
 main()

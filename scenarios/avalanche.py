@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from forgetlab.plugins import OptionError, register, suggestion
-from forgetlab.scenario import Scenario
+from forgetlab.streams import Scenario
 
 
 @register("scenario", "avalanche")
@@ -22,7 +22,7 @@ def avalanche(
     train_transforms: Literal["refuse", "drop"] = "refuse",  # random ones, of which a stream holds nothing
 ) -> Scenario:
     """A function of avalanche.benchmarks and its arguments; it is given the seed where it takes one."""
-    from forgetlab.interop import draws_of, from_avalanche, makers
+    from forgetlab.avalanche.streams import draws_of, from_avalanche, makers
 
     named = makers()
     if benchmark not in named:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from pydantic import PositiveInt
 
-from forgetlab import plugins
-from forgetlab.plugins import register
-from forgetlab.scenario import Scenario, Setting, dataset
-from forgetlab.streams import domains
+from forgetlab.data import dataset
+from forgetlab.plugins import register, registry
+from forgetlab.streams import Scenario, Setting, domains
 
 
 @register("scenario", "permuted_fashion_mnist")
 def permuted_fashion_mnist(seed: int, setting: Setting = "domain-incremental", n_tasks: PositiveInt = 5) -> Scenario:
     """All ten kinds of clothes in each of ``n_tasks`` permutations of the pixels, which the seed draws."""
-    changes = plugins.build("transform", "permutation", seed=seed, n_tasks=n_tasks)
+    changes = registry.build("transform", "permutation", seed=seed, n_tasks=n_tasks)
     return domains(dataset("fashion_mnist"), changes, setting)

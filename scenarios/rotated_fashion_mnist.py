@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from pydantic import PositiveFloat, PositiveInt
 
-from forgetlab import plugins
-from forgetlab.plugins import register
-from forgetlab.scenario import Scenario, Setting, dataset
-from forgetlab.streams import domains
+from forgetlab.data import dataset
+from forgetlab.plugins import register, registry
+from forgetlab.streams import Scenario, Setting, domains
 
 
 @register("scenario", "rotated_fashion_mnist")
@@ -22,5 +21,5 @@ def rotated_fashion_mnist(
     max_angle: PositiveFloat = 180.0,  # degrees, of the last task
 ) -> Scenario:
     """All ten kinds of clothes, turned by task / (n_tasks - 1) * max_angle degrees."""
-    changes = plugins.build("transform", "rotation", {"max_angle": max_angle}, seed=seed, n_tasks=n_tasks)
+    changes = registry.build("transform", "rotation", {"max_angle": max_angle}, seed=seed, n_tasks=n_tasks)
     return domains(dataset("fashion_mnist"), changes, setting)

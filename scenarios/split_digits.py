@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from forgetlab.data import dataset
 from forgetlab.plugins import register
-from forgetlab.scenario import Scenario, Setting, dataset
-from forgetlab.streams import split
+from forgetlab.streams import Scenario, Setting, split
 
 
 @register("scenario", "split_digits")

@@ -6,10 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from forgetlab.modifiers import modified
+from forgetlab.data import dataset
 from forgetlab.plugins import Named, Spec, register
-from forgetlab.scenario import Scenario, Setting, dataset
-from forgetlab.streams import By, FewShot, Order, assemble, cut, refuse_beside_told_tasks
+from forgetlab.streams import By, FewShot, Order, Scenario, Setting, assemble, cut, modified, refuse_beside_told_tasks
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 

@@ -92,6 +92,6 @@ def plugins_as_before() -> Generator[None, None, None]:
 @pytest.fixture
 def no_starts_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pretrained start is not taken from an earlier test's."""
-    from forgetlab import pretraining
+    from forgetlab.training import pretraining
 
     monkeypatch.setattr(pretraining, "_made", {})

@@ -11,10 +11,12 @@ from benchmarks import bare, encoder_rows, long, ours
 from benchmarks.encoder_rows import TextWork
 from benchmarks.measure import Aim, Comparison
 from benchmarks.rows import Work, comparisons
-from forgetlab.config import load
-from forgetlab.network import Head, SharedNetwork
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.config.load import load
+from forgetlab.data.datasets import Samples
 from forgetlab.seeding import generator
+from forgetlab.streams.scenario import Scenario, Task
+from forgetlab.training.heads import Head
+from forgetlab.training.network import SharedNetwork
 
 KEYS = {"name", "work", "pairs", "ours", "theirs", "ratio", "aim", "holds", "difference"}
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from forgetlab import attachment
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.isolated import IsolatedNetwork
+from forgetlab.isolation import attachment
+from forgetlab.isolation.network import IsolatedNetwork
 from forgetlab.seeding import drawn_from
-from forgetlab.strategies.isolation.full import Full
+from forgetlab.strategies.isolation.modules.whole.full import Full
 
 ADDRESSES = range(16)  # places for a number of four bytes in a line of 64
 FAMILIES = ["transposing", "vit", "mlp", "bert", "gpt2"]

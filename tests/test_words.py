@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from forgetlab import competing_classes, definitions, metrics, plugins
+from forgetlab.metrics import accuracy_matrix, definitions
+from forgetlab.plugins import registry
+from forgetlab.training import competing_classes
 
 PACKAGE = Path(competing_classes.__file__).resolve().parent
 while PACKAGE.name != "forgetlab":
@@ -110,7 +112,7 @@ def test_a_word_of_the_house_is_defined_once(word: str) -> None:
 def test_projection_is_the_constraint_alone() -> None:
     """What shows results is a view."""
     named = [name for name in definitions_of(SOURCES) if "project" in name.lower()]
-    assert named == ["Projection"] and "gradient" in plugins.KINDS["projection"].meaning
+    assert named == ["Projection"] and "gradient" in registry.KINDS["projection"].meaning
 
 
 def test_a_second_definition_is_found() -> None:
@@ -154,18 +156,18 @@ def test_final_metrics_are_worked_out_once() -> None:
 
 
 def test_what_is_stored_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = metrics.own_metrics([[1.0, None], [0.5, 0.75]], [None, None])
+    stored = accuracy_matrix.own_metrics([[1.0, None], [0.5, 0.75]], [None, None])
     asked: list[str] = []
 
-    def never(accuracy: metrics.Matrix) -> float:
+    def never(accuracy: accuracy_matrix.Matrix) -> float:
         asked.append("again")
         return 0.0
 
     never.__name__ = "average_accuracy"
-    monkeypatch.setattr(metrics, "OWN", (never, *metrics.OWN[1:]))
-    assert metrics.own_metrics([[1.0, None], [0.5, 0.75]], [None, None], stored=stored) == stored and not asked
-    assert metrics.own_metrics([[1.0]], [None])["average_accuracy"] == 0.0 and asked == ["again"]
+    monkeypatch.setattr(accuracy_matrix, "OWN", (never, *accuracy_matrix.OWN[1:]))
+    assert accuracy_matrix.own_metrics([[1.0, None], [0.5, 0.75]], [None, None], stored=stored) == stored and not asked
+    assert accuracy_matrix.own_metrics([[1.0]], [None])["average_accuracy"] == 0.0 and asked == ["again"]
 
 
 def test_every_own_metric_is_defined() -> None:
-    assert metrics.own_metrics([[0.5]], [None]).keys() <= definitions.METRICS.keys()
+    assert accuracy_matrix.own_metrics([[0.5]], [None]).keys() <= definitions.METRICS.keys()

@@ -1,1 +1,1 @@
-"""Pretrained backbones, read from the packages that hold their weights."""
+"""What is trained or frozen: layers, models, pretrained encoders, and the roles of their parts."""

@@ -7,7 +7,8 @@ from itertools import pairwise
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from forgetlab.plugins import OptionError, register
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import register
 
 SMALLEST = 2  # a side of what a batch's statistics are taken over, so that a batch of one image has some
 

@@ -14,11 +14,12 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from forgetlab import torchvision_ops
+from forgetlab.backbones.encoders import ImageEncoder, ImagePool, at_size
+from forgetlab.backbones.tokenizer import packaged
 from forgetlab.cache import kept
-from forgetlab.encoders import ImageEncoder, ImagePool, at_size
-from forgetlab.plugins import OptionError, register
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import register
 from forgetlab.seeding import drawn_from
-from forgetlab.text import packaged
 
 if TYPE_CHECKING:
     from transformers import Dinov2Model

@@ -14,10 +14,11 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from forgetlab import torchvision_ops
-from forgetlab.encoders import ImageEncoder, TextEncoder, at_size
-from forgetlab.plugins import OptionError, register
+from forgetlab.backbones.encoders import ImageEncoder, TextEncoder, at_size
+from forgetlab.backbones.tokenizer import ENCODER, PADDING, TOKENIZER, packaged
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import register
 from forgetlab.seeding import drawn_from
-from forgetlab.text import ENCODER, PADDING, TOKENIZER, packaged
 
 TEXT = {"bert": "BertModel", "roberta": "RobertaModel", "distilbert": "DistilBertModel", "gpt2": "GPT2Model"}
 IMAGE = {"vit": "ViTModel", "deit": "DeiTModel", "dinov2": "Dinov2Model"}  # transformers' name of a type -> the class

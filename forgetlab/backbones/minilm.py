@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from pydantic import PositiveInt
 
 from forgetlab import torchvision_ops
-from forgetlab.encoders import TextEncoder
-from forgetlab.plugins import OptionError, register
+from forgetlab.backbones.encoders import TextEncoder
+from forgetlab.backbones.tokenizer import ENCODER, PADDING, POSITIONS, TOKENIZER, packaged
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import register
 from forgetlab.seeding import drawn_from
-from forgetlab.text import ENCODER, PADDING, POSITIONS, TOKENIZER, packaged
 
 if TYPE_CHECKING:
     from transformers import BertModel

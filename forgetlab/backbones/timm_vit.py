@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab import torchvision_ops
-from forgetlab.attention import widen
-from forgetlab.encoders import ImageEncoder, ImagePool
-from forgetlab.models import KeysValues
-from forgetlab.plugins import OptionError, register, suggestion
+from forgetlab.backbones.attention import widen
+from forgetlab.backbones.encoders import ImageEncoder, ImagePool
+from forgetlab.backbones.layers import KeysValues
+from forgetlab.plugins.options import OptionError, suggestion
+from forgetlab.plugins.registry import register
 from forgetlab.seeding import drawn_from
 
 PARTS = ("qkv", "q_norm", "k_norm", "norm", "proj")

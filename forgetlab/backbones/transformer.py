@@ -8,9 +8,10 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from forgetlab.models import Block, Positions
-from forgetlab.plugins import OptionError, register
-from forgetlab.text import PADDING, TOKENIZER
+from forgetlab.backbones.layers import Block, Positions
+from forgetlab.backbones.tokenizer import PADDING, TOKENIZER
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import register
 
 READS = "a transformer reads token ids, as a text data set gives them with 'form: ids'"
 VOCABULARY = 30522  # ids that the tokenizer gives

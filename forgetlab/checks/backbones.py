@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab import torchvision_ops
-from forgetlab.encoders import ImageEncoder, TextEncoder
-from forgetlab.models import MLP, ViT
+from forgetlab.backbones.encoders import ImageEncoder, TextEncoder
+from forgetlab.backbones.mlp import MLP
+from forgetlab.backbones.vit import ViT
 from forgetlab.seeding import drawn_from, generator
 
 WIDTH, LAYERS, HEADS = 16, 2, 2

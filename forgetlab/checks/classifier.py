@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from forgetlab import plugins
 from forgetlab.checks.common import make, require
-from forgetlab.classifier import Classifier
-from forgetlab.competing_classes import MASK
-from forgetlab.plugins import Plugin
+from forgetlab.isolation.classifier import Classifier
+from forgetlab.plugins import registry
+from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import generator
+from forgetlab.training.competing_classes import MASK
 
 WIDTH = 8
 WIDEST = 64
@@ -29,7 +29,7 @@ def task_data(task: int, modules: int, n: int = PER_CLASS, spread: float = 0.3) 
 
 def small(plugin: Plugin) -> Classifier:
     """With default options, but no width beyond what little data need."""
-    numbers = {p.name: p.default for p in plugins.parameters(plugin) if type(p.default) is int}
+    numbers = {p.name: p.default for p in registry.parameters(plugin) if type(p.default) is int}
     return make(plugin, **{name: min(value, WIDEST) for name, value in numbers.items()})
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forgetlab import plugins
-from forgetlab.plugins import Plugin
+from forgetlab.plugins import registry
+from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import generator
 
 Check = Callable[[Plugin], None]
@@ -32,15 +32,15 @@ def require(holds: object, otherwise: str) -> None:
 
 def make(plugin: Plugin, **options: Any) -> Any:
     """Build a plug-in from its defaults; what has none gets a small value of its type."""
-    required = {p.name: p.type for p in plugins.parameters(plugin) if p.required}
+    required = {p.name: p.type for p in registry.parameters(plugin) if p.required}
     small = {name: CAPACITY if "int" in kind.lower() else 1.0 for name, kind in required.items()}
     values = {name: REQUIRED.get(name, value) for name, value in small.items()}
-    return plugin.factory(**plugins.arguments(plugin, {**values, **options}))
+    return plugin.factory(**registry.arguments(plugin, {**values, **options}))
 
 
 def names_no_strange_callback(plugin: Plugin) -> None:
     """Nothing of it is called before_ or after_ something that Avalanche does not know: its loop would warn."""
-    from forgetlab.avalanche_api import SupervisedPlugin
+    from forgetlab.avalanche.api import SupervisedPlugin
 
     strange = {name for name in dir(make(plugin)) if name.startswith(("before", "after"))} - {*dir(SupervisedPlugin)}
     require(not strange, f"Avalanche takes these for callbacks, by their names: {', '.join(sorted(strange))}")

@@ -11,15 +11,16 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from forgetlab.avalanche.tensor_data import Source
+from forgetlab.backbones.encoders import TextEncoder
 from forgetlab.batch import Batch
 from forgetlab.checks.backbones import FAMILIES, samples, tiny
 from forgetlab.checks.common import make, require
-from forgetlab.encoders import TextEncoder
-from forgetlab.frozen import FrozenWork, Source
-from forgetlab.isolated import IsolatedNetwork, Merged
-from forgetlab.isolation import Isolation
-from forgetlab.options import OptionError, OptionsError
-from forgetlab.plugins import Plugin
+from forgetlab.isolation.frozen_features import FrozenWork
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork, Merged
+from forgetlab.plugins.options import OptionError, OptionsError
+from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import drawn_from
 
 RATE, STEPS, TASKS = 0.05, 6, 3

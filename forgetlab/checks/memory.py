@@ -9,21 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.checks.common import CAPACITY, inputs, make, names_no_strange_callback, require
 from forgetlab.checks.task_end import looks_in_evaluation_mode
-from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.plugins import Plugin
-from forgetlab.replay import MASK, Memory, Rehearsal
-from forgetlab.scenario import held_out
+from forgetlab.data.datasets import held_out
+from forgetlab.experiment import Budget, Train
+from forgetlab.plugins import registry
+from forgetlab.plugins.registry import Plugin
+from forgetlab.replay.memory import Memory
+from forgetlab.replay.rehearsal import Rehearsal
 from forgetlab.seeding import drawn_from, generator
-from forgetlab.streams import split
-from forgetlab.teacher import logits
+from forgetlab.streams.build import split
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.competing_classes import MASK
+from forgetlab.training.loop import Loop
+from forgetlab.training.network import SharedNetwork
 
 TASK = 2  # batches
 
@@ -37,7 +39,7 @@ def stream(n: int = 8, size: int = 10) -> Iterator[Batch]:
 
 def made(plugin: Plugin) -> Memory:
     """A small one, that learns what it learns in a moment."""
-    taken = {option.name for option in plugins.parameters(plugin)}
+    taken = {option.name for option in registry.parameters(plugin)}
     return make(plugin, **{name: value for name, value in {"capacity": CAPACITY, "steps": 9}.items() if name in taken})
 
 

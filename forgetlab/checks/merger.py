@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from forgetlab.checks.common import make, require
-from forgetlab.merger import Merger
-from forgetlab.plugins import Plugin
+from forgetlab.isolation.merger import Merger
+from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import generator
 
 SHAPES = {"first.weight": (4, 6), "first.bias": (4,), "second.weight": (5, 4)}

@@ -10,21 +10,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
 from forgetlab.checks.common import inputs, make, names_no_strange_callback, require
 from forgetlab.checks.regularizer import SETTINGS, batch, moved, network
 from forgetlab.checks.task_end import looks_in_evaluation_mode
-from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.plugins import Plugin
-from forgetlab.regularization import Projection, Tensors, logits
-from forgetlab.replay import Memory
-from forgetlab.scenario import held_out
+from forgetlab.data.datasets import held_out
+from forgetlab.experiment import Budget, Train
+from forgetlab.plugins.registry import Plugin
+from forgetlab.regularization.keeper import Tensors
+from forgetlab.regularization.projection import Projection
+from forgetlab.replay.memory import Memory
 from forgetlab.seeding import drawn_from, generator
-from forgetlab.streams import split
+from forgetlab.streams.build import split
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.loop import Loop
+from forgetlab.training.network import SharedNetwork
 
 ROUNDING = 1e-6  # of a gradient's length; single precision in what is kept
 

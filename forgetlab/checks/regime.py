@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forgetlab.avalanche_api import SupervisedPlugin
+from forgetlab.avalanche.api import SupervisedPlugin
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.checks.common import inputs, make, names_no_strange_callback, require
 from forgetlab.checks.regularizer import SETTINGS
 from forgetlab.checks.task_end import looks_in_evaluation_mode
-from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Diverged, Loop
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.plugins import OptionError, Plugin
-from forgetlab.regularization import Regime
-from forgetlab.scenario import held_out
+from forgetlab.data.datasets import held_out
+from forgetlab.experiment import Budget, Train
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import Plugin
+from forgetlab.regularization.regime import Regime
 from forgetlab.seeding import drawn_from
-from forgetlab.streams import split
+from forgetlab.streams.build import split
+from forgetlab.training.loop import Diverged, Loop
+from forgetlab.training.network import SharedNetwork
 
 TASKS = 3
 Weights = dict[str, Tensor]

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
 from forgetlab.checks.common import inputs, make, names_no_strange_callback, require
 from forgetlab.checks.task_end import looks_in_evaluation_mode
-from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.plugins import Plugin
-from forgetlab.regularization import Regularizer, logits
-from forgetlab.scenario import held_out
+from forgetlab.data.datasets import held_out
+from forgetlab.experiment import Budget, Train
+from forgetlab.plugins.registry import Plugin
+from forgetlab.regularization.regularizer import Regularizer
 from forgetlab.seeding import drawn_from, generator
-from forgetlab.streams import split
+from forgetlab.streams.build import split
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.loop import Loop
+from forgetlab.training.network import SharedNetwork
 
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     {},

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
 from forgetlab.checks.common import inputs, make, require
 from forgetlab.checks.task_end import looks_in_evaluation_mode
-from forgetlab.competing_classes import MASK
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.plugins import Plugin
-from forgetlab.regularization import logits
-from forgetlab.replay import Rehearsal
+from forgetlab.plugins.registry import Plugin
+from forgetlab.replay.rehearsal import Rehearsal
 from forgetlab.seeding import drawn_from, generator
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.competing_classes import MASK
+from forgetlab.training.network import SharedNetwork
 
 CLASSES = 4
 N = 12  # of the new samples, and of the drawn ones

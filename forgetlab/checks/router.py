@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from forgetlab.checks.common import make, require
-from forgetlab.isolation import Router
-from forgetlab.plugins import Plugin
+from forgetlab.isolation.router import Router
+from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import generator
 
 

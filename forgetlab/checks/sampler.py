@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from forgetlab.batch import Batch
 from forgetlab.checks.common import CAPACITY, inputs, make, require
-from forgetlab.network import SharedNetwork
-from forgetlab.plugins import Plugin
+from forgetlab.plugins.registry import Plugin
+from forgetlab.replay.slots import Slots
 from forgetlab.seeding import drawn_from, generator
-from forgetlab.slots import Slots
-from forgetlab.teacher import logits
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.network import SharedNetwork
 
 RATE = 0.1
 N = 4  # drawn

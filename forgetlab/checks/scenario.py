@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from forgetlab import inspection, plugins
+from forgetlab.avalanche.tensor_data import to_benchmark
 from forgetlab.batch import UNKNOWN
 from forgetlab.checks.common import require
-from forgetlab.data import to_benchmark
-from forgetlab.plugins import Plugin
-from forgetlab.scenario import Scenario
+from forgetlab.plugins import registry
+from forgetlab.plugins.registry import Plugin
+from forgetlab.streams import soundness
+from forgetlab.streams.scenario import Scenario
 
 Build = Callable[[int], Scenario]  # by seed
 
@@ -27,7 +28,7 @@ def same_seed_same_stream(build: Build) -> None:
 def is_sound(build: Build) -> None:
     """No training row is tested on; labels are in range and the tasks' own; nothing is empty or missing."""
     for seed in (0, 1):
-        found = inspection.soundness_problems(build(seed))
+        found = soundness.soundness_problems(build(seed))
         require(not found, "; ".join(found))
 
 
@@ -49,8 +50,8 @@ ABOUT = (same_seed_same_stream, is_sound, tells_what_it_promises)
 
 def _of_plugin(check: Callable[[Build], None]) -> Callable[[Plugin], None]:
     def checked(plugin: Plugin) -> None:
-        if not any(p.required for p in plugins.parameters(plugin)):  # there is no stream without its data
-            check(lambda seed: plugins.build("scenario", plugin.name, seed=seed))
+        if not any(p.required for p in registry.parameters(plugin)):  # there is no stream without its data
+            check(lambda seed: registry.build("scenario", plugin.name, seed=seed))
 
     checked.__name__ = check.__name__
     return checked

@@ -13,20 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from forgetlab.avalanche_api import SupervisedPlugin
+from forgetlab.avalanche.api import SupervisedPlugin
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
 from forgetlab.checks.common import CAPACITY, inputs, make
-from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.plugins import Plugin, parameters
-from forgetlab.regularization import Keeper, Projection
-from forgetlab.replay import Memory
-from forgetlab.scenario import held_out
+from forgetlab.data.datasets import held_out
+from forgetlab.experiment import Budget, Train
+from forgetlab.plugins.registry import Plugin, parameters
+from forgetlab.regularization.keeper import Keeper
+from forgetlab.regularization.projection import Projection
+from forgetlab.replay.memory import Memory
 from forgetlab.seeding import drawn_from
-from forgetlab.streams import split
+from forgetlab.streams.build import split
+from forgetlab.training.loop import Loop
+from forgetlab.training.network import SharedNetwork
 
 TASKS = 3
 CLASSES = 2  # of a task

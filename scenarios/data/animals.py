@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forgetlab.backbones.tokenizer import packaged
+from forgetlab.data import Dataset, held_out
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset, held_out
-from forgetlab.text import packaged
 
 NAMES = ("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra")
 

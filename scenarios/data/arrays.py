@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forgetlab.arrays import as_tensor, read, tables
+from forgetlab.data import Dataset, Share, as_tensor, labelled, tables
+from forgetlab.data.arrays import read
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset
-from forgetlab.table import Share, labelled
 
 
 @register("data", "arrays")

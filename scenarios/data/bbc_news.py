@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from pydantic import PositiveInt
 
+from forgetlab.backbones.tokenizer import packaged
+from forgetlab.data import Dataset, Form, Texts, as_dataset, distinct, held_out
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset, held_out
-from forgetlab.text import Form, Texts, as_dataset, distinct, packaged
 
 
 @register("data", "bbc_news")

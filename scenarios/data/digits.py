@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from forgetlab.data import Dataset, held_out
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset, held_out
 
 
 @register("data", "digits")

@@ -12,9 +12,9 @@ from itertools import groupby
 
 from pydantic import PositiveInt
 
+from forgetlab.backbones.tokenizer import packaged
+from forgetlab.data import Dataset, Form, Texts, as_dataset, distinct
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset
-from forgetlab.text import Form, Texts, as_dataset, distinct, packaged
 
 AUTHORS = ("HillaryClinton", "realDonaldTrump")
 TEST_SHARE = 0.2  # of every month, its end

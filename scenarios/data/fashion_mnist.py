@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from forgetlab.data import Dataset, Samples
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset, Samples
 
 NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 FOLDERS = (Path(os.environ.get("FORGETLAB_DATA", "data")) / "fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))

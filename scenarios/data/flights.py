@@ -7,12 +7,9 @@ from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from forgetlab.columns import numbers
-from forgetlab.files import read_table
+from forgetlab.backbones.tokenizer import packaged
+from forgetlab.data import Dataset, Table, labelled, numbers, read_table, thinned
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset
-from forgetlab.table import Table, labelled, thinned
-from forgetlab.text import packaged
 
 LATE = 15  # minutes
 FEATURES = ("hour", "minute", "arrival", "distance", "weekday", "carrier", "origin", "dest")

@@ -6,12 +6,9 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 
-from forgetlab import hub as hugging
-from forgetlab.columns import Missing, numbers
-from forgetlab.images import Mode
+from forgetlab.data import Dataset, Missing, Mode, Share, labelled, numbers, texts
+from forgetlab.data import hugging_face as hugging
 from forgetlab.plugins import OptionError, register
-from forgetlab.scenario import Dataset
-from forgetlab.table import Share, labelled, texts
 
 
 @register("data", "hugging_face")

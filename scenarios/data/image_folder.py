@@ -7,11 +7,8 @@ from pathlib import Path
 from pydantic import PositiveInt
 from torch import Tensor
 
-from forgetlab.files import read_folder
-from forgetlab.images import ENDINGS, Mode, decoded
+from forgetlab.data import ENDINGS, Dataset, Mode, Share, Table, decoded, labelled, read_folder
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset
-from forgetlab.table import Share, Table, labelled
 
 
 @register("data", "image_folder")

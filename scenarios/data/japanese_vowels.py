@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from forgetlab.backbones.tokenizer import packaged
+from forgetlab.data import Dataset, Samples
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset, Samples
-from forgetlab.text import packaged
 
 STEPS = 29  # of the longest sample
 SPEAKERS = tuple(f"speaker {i}" for i in range(1, 10))

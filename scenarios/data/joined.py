@@ -9,9 +9,9 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from forgetlab.backbones.tokenizer import PADDING
+from forgetlab.data import Dataset, Samples, as_input, dataset
 from forgetlab.plugins import Named, OptionError, Spec, register
-from forgetlab.scenario import Dataset, Samples, as_input, dataset
-from forgetlab.text import PADDING
 
 
 @register("data", "joined")

@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 import torch
 
+from forgetlab.data import Dataset, held_out
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset, held_out
 
 
 @register("data", "mnist_5k")

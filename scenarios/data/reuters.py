@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from pydantic import PositiveInt
 
+from forgetlab.backbones.tokenizer import packaged
+from forgetlab.data import Dataset, Form, Texts, as_dataset, distinct
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset
-from forgetlab.text import Form, Texts, as_dataset, distinct, packaged
 
 
 @register("data", "reuters_r8")

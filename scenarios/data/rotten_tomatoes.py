@@ -13,10 +13,10 @@ import csv
 import torch
 from pydantic import PositiveInt
 
+from forgetlab.backbones.tokenizer import packaged
+from forgetlab.data import Dataset, Form, Texts, as_dataset, distinct
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset
 from forgetlab.seeding import generator
-from forgetlab.text import Form, Texts, as_dataset, distinct, packaged
 
 LABELS = ("rotten", "fresh")
 TEST_SHARE = 0.2  # of the films

@@ -6,11 +6,20 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 
-from forgetlab.columns import Missing, Statistics, numbers
-from forgetlab.files import Separator, read_table
+from forgetlab.data import (
+    Dataset,
+    DomainOrder,
+    Missing,
+    Separator,
+    Share,
+    Statistics,
+    by_column,
+    labelled,
+    numbers,
+    read_table,
+    texts,
+)
 from forgetlab.plugins import OptionError, register
-from forgetlab.scenario import Dataset
-from forgetlab.table import DomainOrder, Share, by_column, labelled, texts
 
 
 @register("data", "table")

@@ -6,11 +6,8 @@ from pathlib import Path
 
 from pydantic import PositiveInt
 
-from forgetlab.files import read_folder, with_texts
+from forgetlab.data import Dataset, Form, Share, labelled, read_folder, texts, with_texts
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset
-from forgetlab.table import Share, labelled, texts
-from forgetlab.text import Form
 
 
 @register("data", "text_files")

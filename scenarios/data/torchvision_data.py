@@ -7,11 +7,9 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from forgetlab.images import Mode
+from forgetlab.data import Dataset, Mode, Share, labelled, labelled_tables, parts
+from forgetlab.data.torchvision_sets import read
 from forgetlab.plugins import register
-from forgetlab.scenario import Dataset
-from forgetlab.table import Share, labelled
-from forgetlab.vision import labelled_tables, parts, read
 
 
 @register("data", "torchvision")

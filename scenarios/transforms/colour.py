@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from forgetlab.pixels import on_floats, refuse_all_but_images
+from forgetlab.data import on_floats, refuse_all_but_images
 from forgetlab.plugins import OptionError, register
-from forgetlab.scenario import DomainChanges
+from forgetlab.streams import DomainChanges
 
 
 @register("transform", "colour")

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from forgetlab.pixels import on_floats, refuse_all_but_images
+from forgetlab.data import on_floats, refuse_all_but_images
 from forgetlab.plugins import register
-from forgetlab.scenario import DomainChanges
+from forgetlab.streams import DomainChanges
 
 
 @register("transform", "contrast")

@@ -9,10 +9,10 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from forgetlab.pixels import on_floats, refuse_all_but_images
+from forgetlab.data import on_floats, refuse_all_but_images
 from forgetlab.plugins import register
-from forgetlab.scenario import DomainChanges
 from forgetlab.seeding import generator
+from forgetlab.streams import DomainChanges
 
 
 @register("transform", "noise")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from forgetlab.plugins import OptionError, register
-from forgetlab.scenario import DomainChanges
 from forgetlab.seeding import generator
+from forgetlab.streams import DomainChanges
 
 
 @register("transform", "permutation")

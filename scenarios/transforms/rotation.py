@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from forgetlab.plugins import OptionError, register
-from forgetlab.scenario import DomainChanges
+from forgetlab.streams import DomainChanges
 
 ROWS = 1_000  # at once
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import (
+from forgetlab.avalanche.api import (
     BaseLogger,
     DataAttribute,
     EvaluationPlugin,
@@ -22,19 +21,31 @@ from forgetlab.avalanche_api import (
     TaskAwareSupervisedClassificationDataset,
     stock_plugin,
 )
+from forgetlab.avalanche.tensor_data import (
+    Fetched,
+    Labels,
+    Numbers,
+    TensorLoader,
+    TensorTask,
+    batches,
+    to_benchmark,
+    together,
+)
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.checks import common
-from forgetlab.competing_classes import MASK
-from forgetlab.data import Fetched, Labels, Numbers, TensorLoader, TensorTask, batches, to_benchmark, together
-from forgetlab.description import Budget, Train
-from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
-from forgetlab.isolation import Isolation
-from forgetlab.loop import Loop, carry_over, make_optimizer
-from forgetlab.models import MLP
-from forgetlab.network import Head, Network, SharedNetwork
-from forgetlab.replay import Memory
-from forgetlab.scenario import Dataset, Samples, Scenario, Setting
-from forgetlab.streams import split
+from forgetlab.data.datasets import Dataset, Samples
+from forgetlab.experiment import Budget, Train
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork, IsolationPlugin
+from forgetlab.plugins import registry
+from forgetlab.replay.memory import Memory
+from forgetlab.streams.build import split
+from forgetlab.streams.scenario import Scenario, Setting
+from forgetlab.training.competing_classes import MASK
+from forgetlab.training.heads import Head
+from forgetlab.training.loop import Loop, carry_over, make_optimizer
+from forgetlab.training.network import Network, SharedNetwork
 from helpers.networks import network
 from helpers.training import Recorder
 
@@ -53,7 +64,7 @@ def stream(setting: Setting = "class-incremental") -> Scenario:
 
 
 def lora() -> Isolation:
-    return plugins.build("isolation", "lora", {"sites": ["mlp.in"], "rank": 2})
+    return registry.build("isolation", "lora", {"sites": ["mlp.in"], "rank": 2})
 
 
 def isolated(backbone: nn.Module | None = None, **options: Any) -> IsolatedNetwork:
@@ -212,7 +223,7 @@ def test_the_gradient_of_the_squared_output_is_finite(head: Any, monkeypatch: py
         return [p.grad for p in model.parameters() if p.grad is not None]
 
     assert all(g.isfinite().all() for g in gradients()) and any(g.abs().sum() > 0 for g in gradients())
-    monkeypatch.setattr("forgetlab.competing_classes.MASK", float("-inf"))
+    monkeypatch.setattr("forgetlab.training.competing_classes.MASK", float("-inf"))
     assert any(g.isnan().any() for g in gradients())
 
 
@@ -585,8 +596,8 @@ def test_a_memory_joins_before_the_forward_pass_and_keeps_the_incoming_samples_a
 
 @pytest.mark.parametrize("kind", ["memory", "regularizer", "projection", "regime"])
 def test_avalanche_finds_nothing_to_warn_of_in_our_plugins(kind: str) -> None:
-    for name in plugins.available(kind):
-        loop(network(), common.make(plugins.find(kind, name)))
+    for name in registry.available(kind):
+        loop(network(), common.make(registry.find(kind, name)))
     loop(isolated())
 
 
@@ -637,7 +648,7 @@ def test_the_order_of_samples_is_that_of_seed_task_and_epoch_alone() -> None:
 
 def test_a_memorys_draws_are_its_own() -> None:
     def kept(*methods: Any) -> Tensor:
-        memory = plugins.build("memory", "reservoir", {"capacity": 4, "ratio": 0.5})
+        memory = registry.build("memory", "reservoir", {"capacity": 4, "ratio": 0.5})
         training = loop(network(), *methods, memory)
         for experience in streams()[0]:
             training.train(experience, [])

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from forgetlab import engine, interop, plugins
-from forgetlab.avalanche_api import (
+from forgetlab.avalanche import streams
+from forgetlab.avalanche.api import (
     BaseLogger,
     CLScenario,
     DataAttribute,
@@ -25,11 +25,15 @@ from forgetlab.avalanche_api import (
     split_online_stream,
     stock_plugin,
 )
+from forgetlab.avalanche.streams import from_avalanche, to_avalanche
 from forgetlab.batch import UNKNOWN
-from forgetlab.description import Budget, Protocol, Strategy, Train
-from forgetlab.interop import from_avalanche, to_avalanche
-from forgetlab.plugins import OptionError
-from forgetlab.scenario import Samples, Scenario, Task, as_input
+from forgetlab.data.datasets import Samples, as_input
+from forgetlab.engine import one_run
+from forgetlab.experiment import Budget, Protocol, Strategy, Train
+from forgetlab.plugins import options as plugins_options
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
+from forgetlab.streams.scenario import Scenario, Task
 from helpers.runs import description
 
 SETTINGS = ("class-incremental", "task-incremental", "domain-incremental")
@@ -37,11 +41,11 @@ ONLINE = {"data": "digits", "n_tasks": 5, "online": True}
 
 
 def digits(setting: str) -> Scenario:
-    return plugins.build("scenario", "split_digits", {"setting": setting, "n_tasks": 5}, seed=0)
+    return registry.build("scenario", "split_digits", {"setting": setting, "n_tasks": 5}, seed=0)
 
 
 def stream(**options: Any) -> Scenario:
-    return plugins.build("scenario", "stream", {**ONLINE, **options}, seed=0)
+    return registry.build("scenario", "stream", {**ONLINE, **options}, seed=0)
 
 
 def small(one_pass: bool = False, boundaries_known: bool = True) -> Scenario:
@@ -141,7 +145,7 @@ def test_a_mapping_that_loses_the_order_is_seen(monkeypatch: pytest.MonkeyPatch)
     def shuffled(*args: Any, shuffle: bool, **kwargs: Any) -> Any:
         return split_online_stream(*args, shuffle=True, **kwargs)
 
-    monkeypatch.setattr(interop, "split_online_stream", shuffled)
+    monkeypatch.setattr(streams, "split_online_stream", shuffled)
     back = from_avalanche(to_avalanche(ours, batch_size=3))
     assert back.checksum() != ours.checksum()
     assert torch.equal(back.tasks[0].train.x.sort(0).values, ours.tasks[0].train.x)
@@ -500,7 +504,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def build(run_seed: int = 0, **options: Any) -> Scenario:
-    return plugins.build("scenario", "avalanche", options, seed=run_seed)
+    return registry.build("scenario", "avalanche", options, seed=run_seed)
 
 
 def split_mnist(root: Path, run_seed: int = 0, **arguments: Any) -> Scenario:
@@ -563,7 +567,7 @@ def test_the_seed_reaches_avalanche(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"benchmark": "nc_benchmark"}, OptionError, "nc_benchmark needs 'train_dataset'"),
         ({"benchmark": "NCScenario"}, OptionError, "NCScenario needs 'train_dataset'"),
         ({"benchmark": "nowhere"}, FileNotFoundError, "no data for nowhere: put them where 'dataset_root' says"),
-        ({"benchmark": "SplitMNIST", "train_transforms": "keep"}, plugins.OptionsError, "train_transforms"),
+        ({"benchmark": "SplitMNIST", "train_transforms": "keep"}, plugins_options.OptionsError, "train_transforms"),
     ],
 )
 def test_a_benchmark_that_cannot_be_made_is_refused(
@@ -578,7 +582,7 @@ def test_a_benchmark_that_cannot_be_made_is_refused(
     monkeypatch.setattr(benchmarks, "nowhere", nowhere, raising=False)
     place = {"dataset_root": str(root)} if options["benchmark"] == "SplitMNIST" else {}
     with pytest.raises(error, match=message):
-        plugins.build("scenario", "avalanche", {**options, **place}, seed=0)
+        registry.build("scenario", "avalanche", {**options, **place}, seed=0)
 
 
 def test_a_run_trains_on_a_benchmark_of_avalanche(root: Path) -> None:
@@ -595,7 +599,7 @@ def test_a_run_trains_on_a_benchmark_of_avalanche(root: Path) -> None:
         protocol=Protocol(task_known_at_test=False, budget=Budget(epochs=5)),
         train=Train(batch_size=10, lr=1e-2),
     )
-    result = engine.run(run)
+    result = one_run.run(run)
     assert result.accuracy[0][0] is not None and result.accuracy[0][0] > 0.5
     assert result.accuracy[1][1] is not None and result.accuracy[1][1] > 0.5
     assert result.test_sizes == [30, 30]

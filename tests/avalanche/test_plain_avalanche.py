@@ -13,14 +13,15 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from forgetlab import engine, plugins
-from forgetlab.avalanche_api import BaseLogger, EvaluationPlugin, SupervisedPlugin, stock_plugin
-from forgetlab.description import Budget, Protocol, Strategy
-from forgetlab.fisher import fisher
-from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
-from forgetlab.models import MLP
-from forgetlab.plugins import OptionError
-from forgetlab.store import Result
+from forgetlab.avalanche.api import BaseLogger, EvaluationPlugin, SupervisedPlugin, stock_plugin
+from forgetlab.backbones.mlp import MLP
+from forgetlab.engine import one_run
+from forgetlab.experiment import Budget, Protocol, Strategy
+from forgetlab.isolation.network import IsolatedNetwork, IsolationPlugin
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
+from forgetlab.results.store import Result
+from forgetlab.toolbox.fisher import fisher
 from helpers.runs import description
 
 N_TASKS = 3
@@ -86,7 +87,7 @@ def fine_tuned() -> list[float]:
 
 @pytest.mark.slow
 def test_reservoir_in_a_plain_avalanche_script(fine_tuned: list[float]) -> None:
-    memory = plugins.build("memory", "reservoir", {"capacity": 60})
+    memory = registry.build("memory", "reservoir", {"capacity": 60})
     _, final = learned(memory)
     assert fine_tuned[0] < 0.2 < 0.6 < min(final)
     assert memory.seen == 100 * N_TASKS and len(memory.slots) == 60
@@ -105,7 +106,7 @@ class Weighs(SupervisedPlugin):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         if not self.fisher:
-            from forgetlab.data import batches
+            from forgetlab.avalanche.tensor_data import batches
 
             self.first = copy.deepcopy(strategy.model).eval()
             self.fisher = fisher(self.first, batches(strategy.experience.dataset, 50, "cpu"))
@@ -119,7 +120,7 @@ class Weighs(SupervisedPlugin):
 def test_ewc_in_a_plain_avalanche_script() -> None:
     free, held = Weighs(), Weighs()
     far = free.distance(learned(free)[0])
-    ewc = plugins.build("regularizer", "ewc", {"strength": 1e3})
+    ewc = registry.build("regularizer", "ewc", {"strength": 1e3})
     model, final = learned(ewc, held)
     assert ewc.tasks == N_TASKS and final[-1] > 0.8
     assert held.distance(model) < 0.2 * far
@@ -131,7 +132,7 @@ def test_ewc_in_a_plain_avalanche_script() -> None:
 def test_lora_per_task_in_a_plain_avalanche_script_answers_old_tasks_as_before() -> None:
     torch.manual_seed(0)
     options = {"sites": ["mlp.in"], "rank": 4}
-    network = IsolatedNetwork(MLP((64,), (30, 30)), lambda: plugins.build("isolation", "lora", options))
+    network = IsolatedNetwork(MLP((64,), (30, 30)), lambda: registry.build("isolation", "lora", options))
     strategy, stream = script(network, IsolationPlugin()), benchmark(TASK_INCREMENTAL)
     backbone = copy.deepcopy(network.backbone.state_dict())
     answers: list[Tensor] = []
@@ -151,7 +152,7 @@ def run(stock: dict[str, Any] | None, setting: str, **protocol: Any) -> Result:
     strategy = Strategy(name="stock", avalanche=stock, reference={"name": "naive"} if stock is None else None)
     told = Protocol(task_known_at_test=setting == "task-incremental", budget=Budget(epochs=1), **protocol)
     scenario = {"name": "split_digits", "setting": setting, "n_tasks": 5}
-    return engine.run(description(strategy, scenario=scenario, protocol=told))
+    return one_run.run(description(strategy, scenario=scenario, protocol=told))
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from forgetlab import avalanche_api, engine, stock
-from forgetlab.avalanche_api import BaseLogger, EvaluationPlugin, SupervisedPlugin, held_bytes, stock_class, stock_names
-from forgetlab.data import TensorLoader, to_benchmark
-from forgetlab.description import Budget, Protocol, ResolvedSpec, Strategy, Train
-from forgetlab.loop import Loop, TensorPath, make_optimizer, stock_loop
-from forgetlab.network import SharedNetwork
-from forgetlab.options import OptionError
-from forgetlab.scenario import Dataset, Samples, Scenario
+from forgetlab.avalanche import api, stock
+from forgetlab.avalanche.api import BaseLogger, EvaluationPlugin, SupervisedPlugin, held_bytes, stock_class, stock_names
+from forgetlab.avalanche.tensor_data import TensorLoader, to_benchmark
+from forgetlab.data.datasets import Dataset, Samples
+from forgetlab.engine import one_run
+from forgetlab.experiment import Budget, Protocol, ResolvedSpec, Strategy, Train
+from forgetlab.plugins.options import OptionError
+from forgetlab.results.store import Result
 from forgetlab.seeding import generator, reseed
-from forgetlab.store import Result
-from forgetlab.streams import split
+from forgetlab.streams.build import split
+from forgetlab.streams.scenario import Scenario
+from forgetlab.training.loop import Loop, TensorPath, make_optimizer, stock_loop
+from forgetlab.training.network import SharedNetwork
 from helpers import networks, runs
 from helpers.commands import invoke
 
@@ -119,7 +121,7 @@ def carried_out(spec: ResolvedSpec, setting: str, head: Any) -> Result:
         scenario={"name": "split_digits", "setting": setting, "n_tasks": n_tasks},
         protocol=Protocol(task_known_at_test=told, head=head, budget=Budget(epochs=2)),
     )
-    return engine.run(run)
+    return one_run.run(run)
 
 
 # What the loop keeps of a strategy
@@ -202,7 +204,7 @@ def with_strategy(monkeypatch: pytest.MonkeyPatch, **members: Any) -> None:
     """A strategy of a newer Avalanche, called Newer."""
     from avalanche.training import supervised
 
-    newer = type("Newer", (avalanche_api.SupervisedTemplate,), {"__module__": supervised.__name__, **members})
+    newer = type("Newer", (api.SupervisedTemplate,), {"__module__": supervised.__name__, **members})
     monkeypatch.setattr(supervised, "Newer", newer, raising=False)
 
 
@@ -262,7 +264,7 @@ def test_the_bytes_that_stock_code_holds() -> None:
     assert held({"strategy": "DER", "mem_size": 10}) == 10 * (sample + 6 * 4)
     assert held({"strategy": "MER", "mem_size": 10}) == 10 * sample
     assert held({"strategy": "Cumulative"}) == 24 * sample
-    stock_plugin = avalanche_api.stock_plugin
+    stock_plugin = api.stock_plugin
     assert held({}, stock_plugin({"plugin": "ReplayPlugin", "mem_size": 10})) == 10 * sample
     assert held({}, stock_plugin({"plugin": "EWCPlugin", "ewc_lambda": 1.0})) == 2 * 2 * weights
     assert held({}, stock_plugin({"plugin": "LwFPlugin"})) == weights

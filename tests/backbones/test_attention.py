@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import attention, torchvision_ops
-from forgetlab.attention import attend, causal_mask, extend, prepend_mask, use, widen
+from forgetlab import torchvision_ops
+from forgetlab.backbones import attention
+from forgetlab.backbones.attention import attend, causal_mask, extend, prepend_mask, use, widen
+from forgetlab.backbones.encoders import TextEncoder
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.encoders import TextEncoder
 from forgetlab.seeding import generator
 
 BATCH, HEADS, LENGTH, WIDTH, ADDED = 2, 2, 5, 8, 3  # heads and their width as those of the tiny backbones

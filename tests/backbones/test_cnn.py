@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
 from forgetlab.backbones.cnn import CNN
-from forgetlab.plugins import OptionError
-from forgetlab.scenario import dataset
+from forgetlab.data.datasets import dataset
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
 
 
 def images(n: int = 6) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_it_is_convolution_statistics_and_relu_halving_the_image_each_time() -> 
 def test_training_on_other_images_moves_its_answers_though_no_parameter_moves() -> None:
     """The trap that frozen parameters are not a frozen backbone."""
     torch.manual_seed(0)
-    model = plugins.build("model", "cnn", {"widths": [4, 8]}, input_shape=(2, 9, 8)).eval()
+    model = registry.build("model", "cnn", {"widths": [4, 8]}, input_shape=(2, 9, 8)).eval()
     before, weights = model(images()), copy.deepcopy(list(model.parameters()))
     model.train()(images() + 3)
     assert all(torch.equal(one, other) for one, other in zip(weights, model.parameters(), strict=True))

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins, text
 from forgetlab.backbones.dinov2 import dinov2
-from forgetlab.encoders import ImageEncoder
-from forgetlab.plugins import OptionError
-from forgetlab.scenario import as_input, dataset
+from forgetlab.backbones.encoders import ImageEncoder
+from forgetlab.data import text
+from forgetlab.data.datasets import as_input, dataset
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import drawn_from
 
 TRAINED, TESTED, SIDE, RIDGE = 200, 200, 42, 100.0
@@ -77,7 +78,7 @@ def test_a_probe_on_it_beats_one_on_random_weights_and_on_turned_ones() -> None:
 @torch.no_grad()
 def test_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     state = torch.get_rng_state()
-    one = plugins.build("model", "dinov2", {"layers": 1, "size": 28, "pool": "first"}, input_shape=(1, 28, 28)).eval()
+    one = registry.build("model", "dinov2", {"layers": 1, "size": 28, "pool": "first"}, input_shape=(1, 28, 28)).eval()
     two = dinov2((1, 28, 28), layers=2, size=28).eval()
     assert torch.equal(torch.get_rng_state(), state)
     assert one(IMAGES).shape == (3, 384) and two(IMAGES).shape == (3, 768) and two.n_features == 768

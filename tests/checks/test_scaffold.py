@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from forgetlab import checks, plugins, scaffold, torchvision_ops
+from forgetlab import torchvision_ops
+from forgetlab.checks import promises, scaffold
 from forgetlab.checks.backbones import FAMILIES
-from forgetlab.cli import main
-from forgetlab.store import Store
+from forgetlab.cli.main import main
+from forgetlab.plugins import registry
+from forgetlab.results.store import Store
 from helpers.commands import invoke
 from helpers.paths import ROOT
 
@@ -48,10 +50,10 @@ class Broken(Isolation):
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test writes in a folder of its own, and what it registers is forgotten after it."""
     torchvision_ops.ensure()
-    plugins.discover()
+    registry.discover()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))
-    monkeypatch.setattr(plugins, "_files", dict(plugins._files))
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    monkeypatch.setattr(registry, "_files", dict(registry._files))
 
 
 EACH = """
@@ -89,7 +91,7 @@ def test_what_is_written_keeps_every_promise(kind: str) -> None:
     checked = invoke("check-module", f"{name}.py")
     assert checked.exit_code == 0, checked.output
     assert "Every promise is kept." in checked.stdout and "failed" not in checked.stdout
-    assert checked.stdout.count("  ok  ") == len(checks.checks(plugins.find(kind, name)))
+    assert checked.stdout.count("  ok  ") == len(promises.checks_of(registry.find(kind, name)))
     assert len(Path(f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 45
 
 
@@ -97,13 +99,13 @@ def test_the_written_test_holds_the_plugin_to_its_promises() -> None:
     invoke("new", "router", "tested_router")
     written = runpy.run_path("test_tested_router.py")
     assert written["PLUGIN"].name == "tested_router"
-    for check in checks.checks(written["PLUGIN"]):
+    for check in promises.checks_of(written["PLUGIN"]):
         written["test_it_keeps_its_promises"](check)
     text = Path("tested_router.py").read_text(encoding="utf-8").replace("argmin", "argmax")
     Path("tested_router.py").write_text(text, encoding="utf-8")
     written = runpy.run_path("test_tested_router.py")
     with pytest.raises(AssertionError, match="well separated tasks are mixed up"):
-        written["test_it_keeps_its_promises"](checks.router.finds_separated_tasks)
+        written["test_it_keeps_its_promises"](promises.router.finds_separated_tasks)
 
 
 def test_nothing_is_overwritten() -> None:
@@ -116,7 +118,10 @@ def test_nothing_is_overwritten() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("isolation", "lora"), "isolation 'lora' exists already, in forgetlab.strategies.isolation.lora"),
+        (
+            ("isolation", "lora"),
+            "isolation 'lora' exists already, in forgetlab.strategies.isolation.modules.low_rank.lora",
+        ),
         (("isolation", "My-Lora"), "'My-Lora' is no name: small letters, digits and _, a letter first"),
         (("isolatoin", "mine"), "'isolatoin' is not one of 'isolation', 'router', 'merger', 'classifier'"),
     ],
@@ -233,7 +238,7 @@ def test_the_guide_runs(tmp_path: Path) -> None:
     lora = (tmp_path / "my_lora.py").read_text(encoding="utf-8").splitlines()
     assert len(lora) <= 35 and not any(len(line) > 120 for line in lora)
     written = runpy.run_path("test_my_lora.py")
-    for check in checks.checks(written["PLUGIN"]):
+    for check in promises.checks_of(written["PLUGIN"]):
         written["test_it_keeps_its_promises"](check)
 
 

@@ -13,15 +13,18 @@ from typing import Any
 import pytest
 import torch
 
-from forgetlab import engine, session
-from forgetlab.config import load
-from forgetlab.description import Experiment
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Isolation
-from forgetlab.metrics import forgetting, learning_accuracy
+from forgetlab.avalanche import tensor_data
+from forgetlab.config.load import load
+from forgetlab.engine import all_runs, one_run
+from forgetlab.experiment import Experiment
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.metrics.accuracy_matrix import forgetting, learning_accuracy
+from forgetlab.metrics.intervals import disjoint, t_interval
+from forgetlab.plugins import registry
+from forgetlab.results import run_key
+from forgetlab.results.store import Result, Store
 from forgetlab.seeding import drawn_from
-from forgetlab.statistics import disjoint, t_interval
-from forgetlab.store import Result, Store
 from helpers.paths import EXPERIMENTS
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -34,7 +37,7 @@ def experiment(file: str) -> Experiment:
 def results(file: str, name: str) -> list[Result]:
     one = experiment(file)
     entry = next(entry for entry in one.entries if entry.name == name)
-    return [engine.run(one.run(entry, seed)) for seed in SEEDS]
+    return [one_run.run(one.run(entry, seed)) for seed in SEEDS]
 
 
 def finals(found: Sequence[Result]) -> list[float]:
@@ -61,9 +64,9 @@ def routes_are_inferred(routed: Sequence[Result]) -> None:
 def _nearest_means(seed: int) -> list[float]:
     one = experiment("split_digits.yaml")
     run = one.run(one.entries[0], seed)
-    scenario = engine.load_scenario(run)
+    scenario = one_run.load_scenario(run)
     with drawn_from("init", seed):
-        backbone = engine.built("model", run.model, input_shape=scenario.input_shape)
+        backbone = registry.built("model", run.model, input_shape=scenario.input_shape)
     means, owner = [], []
     for i, task in enumerate(scenario.tasks):
         features = backbone(task.train.x).detach()
@@ -132,8 +135,8 @@ def test_routes_are_inferred_from_features_alone() -> None:
 
 @pytest.mark.slow
 def test_a_leaked_task_id_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = engine.to_benchmark
-    monkeypatch.setattr(engine, "to_benchmark", lambda scenario, device, told: honest(scenario, device, True))
+    honest = tensor_data.to_benchmark
+    monkeypatch.setattr(one_run, "to_benchmark", lambda scenario, device, told: honest(scenario, device, True))
     monkeypatch.setattr(IsolatedNetwork, "forward", _looks_at_the_task)
     with pytest.raises(AssertionError):
         routes_are_inferred(results("split_digits.yaml", "lora+prototype"))
@@ -149,15 +152,15 @@ def _looks_at_the_task(self: IsolatedNetwork, x: torch.Tensor, task_labels: torc
 def test_a_cached_result_of_another_file_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     task_il, class_il = (_only_naive(experiment(file)) for file in ("split_digits_task.yaml", "split_digits.yaml"))
     store = Store(tmp_path)
-    session.carry_out(task_il, store)
-    real = session.run_key
+    all_runs.carry_out(task_il, store)
+    real = run_key.run_key
     with monkeypatch.context() as patch:
-        patch.setattr(session, "run_key", lambda run, scenario: f"seed {run.seed}")
-        session.carry_out(task_il, store, fresh=True)
+        patch.setattr(all_runs, "run_key", lambda run, scenario: f"seed {run.seed}")
+        all_runs.carry_out(task_il, store, fresh=True)
         with pytest.raises(AssertionError):
-            naive_forgets(_stored(session.carry_out(class_il, store)))
-    assert session.run_key is real
-    naive_forgets(_stored(session.carry_out(class_il, store)))
+            naive_forgets(_stored(all_runs.carry_out(class_il, store)))
+    assert run_key.run_key is real
+    naive_forgets(_stored(all_runs.carry_out(class_il, store)))
 
 
 def _only_naive(one: Experiment) -> Experiment:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from forgetlab import engine
-from forgetlab.config import load
-from forgetlab.description import Experiment
-from forgetlab.scenario import Dataset, dataset
-from forgetlab.yaml_file import FileErrors, to_text
+from forgetlab.config.load import load
+from forgetlab.config.yaml_positions import FileErrors, to_text
+from forgetlab.data.datasets import Dataset, dataset
+from forgetlab.engine import one_run
+from forgetlab.experiment import Experiment
 from helpers.paths import README
 
 MARK = "<!-- table: matrix -->\n"
@@ -103,7 +103,7 @@ def tasks(setting: str, data: str) -> int:
 
 def learned(experiment: Experiment) -> None:
     for description in experiment.runs():
-        result = engine.run(description)
+        result = one_run.run(description)
         assert result.finished and None not in result.accuracy[-1]
 
 

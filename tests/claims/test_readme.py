@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from forgetlab import checks, plugins, report, session
-from forgetlab.config import load
-from forgetlab.report import Finished, Summary
-from forgetlab.statistics import Interval
-from forgetlab.store import Store
+from forgetlab.checks import promises
+from forgetlab.config.load import load
+from forgetlab.engine import all_runs
+from forgetlab.metrics.intervals import Interval
+from forgetlab.plugins import registry
+from forgetlab.report import summary as report
+from forgetlab.report import tables
+from forgetlab.report.summary import Finished, Summary
+from forgetlab.results.store import Store
 from helpers.commands import invoke
 from helpers.paths import EXPERIMENTS, README
 
@@ -50,9 +54,9 @@ def test_an_own_module_runs_and_is_compared(own_module: Path) -> None:
 
 
 def test_an_own_module_passes_the_contract_checks(own_module: Path) -> None:
-    plugins.load_file(own_module / "ssf.py")
-    plugin = plugins.find("isolation", "ssf")
-    for check in checks.checks(plugin):
+    registry.load_file(own_module / "ssf.py")
+    plugin = registry.find("isolation", "ssf")
+    for check in promises.checks_of(plugin):
         check(plugin)
 
 
@@ -156,7 +160,7 @@ def left_their_interval(summaries: Sequence[Summary], printed: Mapping[str, Mapp
 
 
 def _run(name: str, folder: Path) -> list[Summary]:
-    folders = session.carry_out(load(EXPERIMENTS / f"{name}.yaml"), Store(folder))
+    folders = all_runs.carry_out(load(EXPERIMENTS / f"{name}.yaml"), Store(folder))
     stored = [(folder.result(), folder.timing()) for folder in folders]
     return report.summarise([Finished(result, timing) for result, timing in stored if result is not None])
 
@@ -183,6 +187,6 @@ def _printed(name: str) -> dict[str, dict[str, Printed]]:
 
 def _write(name: str, summaries: list[Summary]) -> None:
     text, (start, end) = README.read_text(encoding="utf-8"), _section(name)
-    table = report.markdown(summaries, name).split("\n", 2)[2]  # without the title
-    table = re.sub(r"^### (.*)$", r"*\1*", table.replace(report.NOTE, "").strip(), flags=re.MULTILINE)
+    table = tables.markdown(summaries, name).split("\n", 2)[2]  # without the title
+    table = re.sub(r"^### (.*)$", r"*\1*", table.replace(tables.NOTE, "").strip(), flags=re.MULTILINE)
     README.write_text(f"{text[:start]}\n{table}\n\n{text[end:]}", encoding="utf-8")

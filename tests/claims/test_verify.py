@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from forgetlab import engine, verify
 from forgetlab.batch import Batch
-from forgetlab.config import load
-from forgetlab.regularization import Regularizer
-from forgetlab.slots import Slots
-from forgetlab.store import Store
-from forgetlab.targets import COLUMNS, Target, TargetsError, chosen_targets, read
+from forgetlab.cli import verify
+from forgetlab.cli.published_targets import COLUMNS, Target, TargetsError, chosen_targets, read
+from forgetlab.config.load import load
+from forgetlab.engine import one_run
+from forgetlab.regularization.regularizer import Regularizer
+from forgetlab.replay.slots import Slots
+from forgetlab.results.store import Store
 from helpers.commands import invoke
 from helpers.paths import EXPERIMENTS, ROOT
 
@@ -40,7 +41,7 @@ def judged(name: str) -> str:
     """The verdict on a row whose file is run anew."""
     target = rows()[name]
     one = verify.experiment(target.file)
-    found = [engine.run(one.run(one.entries[0], seed)).metrics[verify.METRIC] for seed in one.seeds]
+    found = [one_run.run(one.run(one.entries[0], seed)).metrics[verify.METRIC] for seed in one.seeds]
     return verify.outcome(target, found).verdict
 
 
@@ -183,7 +184,7 @@ def test_a_run_that_fails_is_red(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("planted")
 
     path = table(folder, line())
-    monkeypatch.setattr(engine, "run", fails)
+    monkeypatch.setattr(one_run, "run", fails)
     done = call(path)
     assert done.exit_code == 1 and re.search(r"tiny +class +- .* failed", done.stdout)
     assert "failed: planted" in done.stderr

@@ -11,8 +11,9 @@ import pytest
 from click.testing import Result
 from safetensors import safe_open
 
-from forgetlab import config, engine
-from forgetlab.store import Store
+from forgetlab.config import load
+from forgetlab.engine import one_run
+from forgetlab.results.store import Store
 from helpers.commands import invoke
 from helpers.paths import BROKEN_FILES
 
@@ -111,7 +112,7 @@ def test_a_second_run_trains_nothing(first: Result, folder: Path, monkeypatch: p
         raise AssertionError("trained again")
 
     before = contents(folder / "runs")
-    monkeypatch.setattr(engine, "run", train)
+    monkeypatch.setattr(one_run, "run", train)
     again = run(folder)
     assert again.exit_code == 0, again.output
     assert again.stdout == first.stdout
@@ -149,8 +150,8 @@ def test_compare_leaves_out_what_had_other_settings(tmp_path: Path) -> None:
     path.write_text(TINY, encoding="utf-8")
     run(tmp_path)
     path.write_text(TINY.replace("ridge", "ridge: {strength: 0.1}"), encoding="utf-8")
-    experiment = config.load(path)
-    Store(tmp_path / "runs").begin("tiny", engine.plain(experiment))  # as if it were stopped at once
+    experiment = load.load(path)
+    Store(tmp_path / "runs").begin("tiny", one_run.plain(experiment))  # as if it were stopped at once
     told = invoke("compare", "--runs", tmp_path / "runs")
     assert "naive" in told.stdout and "ridge" not in told.stdout
     assert told.stderr == "tiny: 6 of 8 runs are finished; 'forgetlab run' of its file goes on\n"
@@ -172,7 +173,7 @@ def test_check_prints_a_file_that_is_the_same_experiment(folder: Path, tmp_path:
     printed = invoke("check", folder / "tiny.yaml")
     assert printed.exit_code == 0
     (tmp_path / "resolved.yaml").write_text(printed.stdout, encoding="utf-8")
-    assert config.load(tmp_path / "resolved.yaml") == config.load(folder / "tiny.yaml")
+    assert load.load(tmp_path / "resolved.yaml") == load.load(folder / "tiny.yaml")
     assert invoke("check", tmp_path / "resolved.yaml").stdout == printed.stdout
 
 

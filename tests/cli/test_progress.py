@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from forgetlab.description import Experiment, Strategy
-from forgetlab.engine import EpochEnded, TaskEnded, TaskStarted
-from forgetlab.loop import Epoch
-from forgetlab.progress import Progress, say
-from forgetlab.session import RunEnded, RunFound
-from forgetlab.store import Result, RunFolder
+from forgetlab.cli.progress import Progress, say
+from forgetlab.engine.events import EpochEnded, RunEnded, RunFound, TaskEnded, TaskStarted
+from forgetlab.experiment import Experiment, Strategy
+from forgetlab.results.store import Result, RunFolder
+from forgetlab.training.loop import Epoch
 
 NAIVE = {"name": "naive"}
 EXPERIMENT = Experiment(

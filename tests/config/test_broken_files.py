@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from forgetlab import config, plugins
-from forgetlab.yaml_file import FileErrors, FileProblem
+from forgetlab.config import load
+from forgetlab.config.yaml_positions import FileErrors, FileProblem
+from forgetlab.plugins import registry
 from helpers.paths import BROKEN_FILES
 
 FILES = sorted(BROKEN_FILES.glob("*.yaml"))
@@ -25,7 +26,7 @@ def expected_problems(path: Path) -> list[FileProblem]:
 
 def refusal(path: Path) -> FileErrors:
     with pytest.raises(FileErrors) as caught:
-        config.load(path)
+        load.load(path)
     return caught.value
 
 
@@ -65,11 +66,11 @@ def test_a_plugin_file_that_does_not_load(tmp_path: Path, code: str, reason: str
     (tmp_path / "mine.py").write_text(code, encoding="utf-8")
     path = tmp_path / "file.yaml"
     path.write_text(f"{WHOLE}strategies:\n  - regularization: from_mine\nplugins: [mine.py]\n", encoding="utf-8")
-    before = dict(plugins._plugins)
+    before = dict(registry._plugins)
     (problem,) = str(refusal(path)).splitlines()  # and not that its plug-ins are unknown
     assert problem.startswith(f"{path}:6:11: mine.py")
     assert reason in problem
-    assert plugins._plugins == before
+    assert registry._plugins == before
 
 
 def test_a_folder_and_a_missing_file(tmp_path: Path) -> None:

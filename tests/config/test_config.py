@@ -9,10 +9,12 @@ from typing import Any, Literal
 import pytest
 from pydantic import NonNegativeFloat, PositiveInt
 
-from forgetlab import config, feasibility, plugins
-from forgetlab.description import Experiment, Strategy
-from forgetlab.plugins import register
-from forgetlab.yaml_file import FileErrors
+from forgetlab.config import load as config
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.experiment import Experiment, Strategy
+from forgetlab.plugins import registry
+from forgetlab.plugins.registry import register
+from forgetlab.preflight import problems
 
 Load = Callable[..., Experiment]
 MADE_UP = """
@@ -60,9 +62,9 @@ def register_made_up_plugins() -> None:
 @pytest.fixture
 def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Load a file of these strategies, beside what a file needs at least."""
-    plugins.discover()  # once, before the registry is replaced
-    monkeypatch.setattr(plugins, "_plugins", {})
-    monkeypatch.setattr(feasibility, "experiment_problems", lambda experiment: [])
+    registry.discover()  # once, before the registry is replaced
+    monkeypatch.setattr(registry, "_plugins", {})
+    monkeypatch.setattr(problems, "experiment_problems", lambda experiment: [])
     register_made_up_plugins()
 
     def load_text(text: str = "", *, setting: str = "class-incremental", head: str = MADE_UP) -> Experiment:
@@ -308,7 +310,7 @@ def test_a_device_is_kept_as_it_is_named(load: Load, device: str) -> None:
 def test_plugin_files_are_found_beside_the_scenario_file(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugins, "_files", {})
+    monkeypatch.setattr(registry, "_files", {})
     (tmp_path / "parts").mkdir()
     model = "@register('model', 'mine')\ndef mine(input_shape, depth: int = 2): ...\n"
     code = f"from forgetlab.plugins import register\n\n{model}"
@@ -338,9 +340,7 @@ def test_what_cannot_be_carried_out_is_placed_in_the_written_file(load: Load, mo
         ("strategies", 0, "name"),
         ("device",),
     ]
-    monkeypatch.setattr(
-        feasibility, "experiment_problems", lambda experiment: [(place, "too much") for place in places]
-    )
+    monkeypatch.setattr(problems, "experiment_problems", lambda experiment: [(place, "too much") for place in places])
     text = "references: [{joint: {prefixes: final}}]\nstrategies:\n  - replay: {memory: box, capacity: 5}\n"
     assert [line.split(": ")[0] for line in refused(load, text)] == [
         "1:1",

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from forgetlab import cost, plugins, torchvision_ops
-from forgetlab.cost import Cost, latency, measure
-from forgetlab.encoders import TextEncoder
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.models import ViT
+from forgetlab import torchvision_ops
+from forgetlab.backbones.encoders import TextEncoder
+from forgetlab.backbones.vit import ViT
+from forgetlab.costs import training_step
+from forgetlab.costs.training_step import Cost, latency, measure
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.plugins import registry
 from forgetlab.seeding import generator
 
 
@@ -162,7 +164,7 @@ OURS: dict[str, tuple[str, dict[str, Any], Uncounted]] = {  # our modules on the
 
 def ours(module: str, options: dict[str, Any]) -> Step:
     network = IsolatedNetwork(
-        TextEncoder(bert().bert, None, pool="first"), lambda: plugins.build("isolation", module, options)
+        TextEncoder(bert().bert, None, pool="first"), lambda: registry.build("isolation", module, options)
     )
     network.open(0, range(4))
     ids = torch.randint(1000, (8, 128), generator=generator("cost", 8, 128)) + 1
@@ -178,7 +180,7 @@ def ours(module: str, options: dict[str, Any]) -> Step:
 @pytest.fixture(scope="module")
 def our_table() -> dict[str, Cost]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "_formulas", dict)
+        patch.setattr(training_step, "_formulas", dict)
         return {name: measure(*ours(module, options)) for name, (module, options, _) in OURS.items()}
 
 
@@ -220,7 +222,7 @@ def test_a_gpus_attention_counts_as_the_cpus(kernel: str) -> None:
     shapes = ((2, 4, 8, 16), (2, 4, 12, 16), (2, 4, 12, 16))
     operator = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_attention_backward")
     assert [a.name for a in operator.default._schema.arguments[1:4]] == ["query", "key", "value"]
-    formula = cost._formulas()[operator]
+    formula = training_step._formulas()[operator]
     q, k, v = (torch.randn(*shape, requires_grad=True) for shape in shapes)
     price = measure(lambda: F.scaled_dot_product_attention(q, k, v).sum(), [q, k, v], nn.Module())
     assert price.flops_forward == 2 * 2 * 4 * 8 * 12 * (16 + 16)
@@ -383,7 +385,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         self.called: list[str] = []
-        monkeypatch.setattr(cost, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(training_step, "perf_counter", lambda: self.now)
 
     def takes(self, name: str, *seconds: float) -> Callable[[], None]:
         left = list(seconds)

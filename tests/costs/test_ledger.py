@@ -6,14 +6,16 @@ import json
 
 import pytest
 
-from forgetlab import definitions, engine, prices, report
 from forgetlab.checks.backbones import tiny
-from forgetlab.description import Budget, Protocol, Strategy
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.ledger import change, count
-from forgetlab.plugins import build
-from forgetlab.report import Finished
-from forgetlab.store import Result
+from forgetlab.costs.ledger import change, count
+from forgetlab.engine import one_run
+from forgetlab.experiment import Budget, Protocol, Strategy
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.metrics import definitions, price_definitions
+from forgetlab.plugins.registry import build
+from forgetlab.report import number_format, price_table, summary, tables
+from forgetlab.report.summary import Finished
+from forgetlab.results.store import Result
 from helpers.runs import description
 
 SIZE = 64 * 16 + 16 + 16 * 16 + 16  # of the mlp
@@ -23,7 +25,7 @@ def run(strategy: Strategy) -> Result:
     told = Protocol(task_known_at_test=True, budget=Budget(epochs=1))
     scenario = {"name": "split_digits", "setting": "task-incremental", "n_tasks": 5}
     model = {"name": "mlp", "hidden": [16, 16]}
-    return engine.run(description(strategy, scenario=scenario, model=model, protocol=told))
+    return one_run.run(description(strategy, scenario=scenario, model=model, protocol=told))
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +56,12 @@ def test_full_training_costs_twice_as_much_backward() -> None:
 
 
 def test_measuring_changes_no_number(monkeypatch: pytest.MonkeyPatch, lora: Result) -> None:
-    from forgetlab import learners
+    from forgetlab.costs import ledger
+    from forgetlab.learners import sequential
 
-    monkeypatch.setattr(learners.Ledger, "before_training_exp", lambda self, strategy: self.steps.append({}))
-    monkeypatch.setattr(learners.Ledger, "after_training_exp", lambda self, strategy: None)
-    monkeypatch.setattr(learners, "STEP", ())
+    monkeypatch.setattr(ledger.Ledger, "before_training_exp", lambda self, strategy: self.steps.append({}))
+    monkeypatch.setattr(ledger.Ledger, "after_training_exp", lambda self, strategy: None)
+    monkeypatch.setattr(sequential, "STEP", ())
     spec = {"name": "lora", "rank": 2, "sites": ["mlp.in"]}
     assert run(Strategy(name="lora", isolation=spec, router={"name": "oracle"})).accuracy == lora.accuracy
 
@@ -73,20 +76,20 @@ def test_what_only_adds_has_changed_nothing_and_has_no_rank() -> None:
 
 
 def test_the_table_shows_what_was_measured(lora: Result) -> None:
-    summaries = report.summarise([Finished(lora, {"seconds": 1.0, "latency": 1.25})])
-    columns = prices.price_columns(summaries)
+    summaries = summary.summarise([Finished(lora, {"seconds": 1.0, "latency": 1.25})])
+    columns = price_table.price_columns(summaries)
     assert columns["strategy"] == ["lora"]
     assert columns["latency"] == ["1.25"]
-    assert columns["of the backbone"] == [prices.percent(lora.counts["per_task"]["task_bytes"][0] / (4 * SIZE))]
-    assert report.PRICE in report.markdown(summaries, "title")
-    bare = report.summarise([Finished(run(Strategy(name="naive", reference={"name": "naive"})), {})])
-    assert prices.price_columns(bare) == {} and report.PRICE not in report.markdown(bare, "title")
+    assert columns["of the backbone"] == [number_format.percent(lora.counts["per_task"]["task_bytes"][0] / (4 * SIZE))]
+    assert tables.PRICE in tables.markdown(summaries, "title")
+    bare = summary.summarise([Finished(run(Strategy(name="naive", reference={"name": "naive"})), {})])
+    assert price_table.price_columns(bare) == {} and tables.PRICE not in tables.markdown(bare, "title")
 
 
-@pytest.mark.parametrize("name", prices.PRICES)
+@pytest.mark.parametrize("name", price_definitions.PRICES)
 def test_each_price_is_defined(name: str, lora: Result) -> None:
     assert definitions.describe_metric(name).startswith(f"{name}: a price")
-    cells = report.summarise([Finished(lora, {"latency": 1.0})])[0].cells
+    cells = summary.summarise([Finished(lora, {"latency": 1.0})])[0].cells
     assert cells.get(name) is not None
 
 

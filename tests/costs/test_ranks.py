@@ -8,7 +8,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import structural_rank
 from torch import Tensor
 
-from forgetlab.ranks import changed, energy_rank, numerical_rank
+from forgetlab.costs.rank_of_change import changed, energy_rank, numerical_rank
 from forgetlab.seeding import generator
 
 

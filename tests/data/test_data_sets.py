@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from forgetlab import plugins
-from forgetlab.data import TensorTask, to_benchmark
-from forgetlab.scenario import Dataset, Scenario, as_input
+from forgetlab.avalanche.tensor_data import TensorTask, to_benchmark
+from forgetlab.data.datasets import Dataset, as_input
+from forgetlab.plugins import registry
+from forgetlab.streams.scenario import Scenario
 from helpers.commands import invoke
 from helpers.data import existing
 
 
 def built(name: str, seed: int = 0, **options: object) -> Scenario:
-    return plugins.build("scenario", name, options, seed=seed)
+    return registry.build("scenario", name, options, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_split_mnist_5k_becomes_a_benchmark() -> None:
 
 
 def test_missing_data_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    factory = plugins.find("data", "fashion_mnist").factory
+    factory = registry.find("data", "fashion_mnist").factory
     monkeypatch.setitem(factory.__globals__, "FOLDERS", (tmp_path,))
     with pytest.raises(FileNotFoundError, match="dataset-fashion-mnist"):
         factory()
@@ -102,7 +103,7 @@ def test_missing_data_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.slow
 def test_data_is_found_in_the_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fashion: Dataset) -> None:
-    factory = plugins.find("data", "fashion_mnist").factory
+    factory = registry.find("data", "fashion_mnist").factory
     real = factory.__globals__["FOLDERS"]
     source = next(folder for folder in real if (folder / "train-images-idx3-ubyte.gz").is_file())
     (tmp_path / "fashion-mnist").symlink_to(source)
@@ -113,7 +114,7 @@ def test_data_is_found_in_the_users_folder(monkeypatch: pytest.MonkeyPatch, tmp_
 OWN = ("arrays", "hugging_face", "image_folder", "joined", "table", "text_files", "torchvision")  # the user's data
 
 
-@pytest.mark.parametrize("name", sorted(set(plugins.available("data")) - set(OWN)))
+@pytest.mark.parametrize("name", sorted(set(registry.available("data")) - set(OWN)))
 def test_every_data_set_tells_its_licence(name: str) -> None:
     result = invoke("show", "data", name)
     assert "Licence: " in result.output

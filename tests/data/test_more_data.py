@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from forgetlab import plugins, text
-from forgetlab.plugins import OptionError, OptionsError, Plugin
-from forgetlab.scenario import Dataset, Samples, dataset
-from forgetlab.streams import split
+from forgetlab.backbones import tokenizer
+from forgetlab.data import text
+from forgetlab.data.datasets import Dataset, Samples, dataset
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError, OptionsError
+from forgetlab.plugins.registry import Plugin
+from forgetlab.streams.build import split
 from helpers.data import existing
 
 Join = Callable[..., Dataset]
@@ -65,7 +68,7 @@ def test_animals_are_all_there_each_once(animals: Dataset) -> None:
 
 
 def test_a_file_of_more_than_numbers_is_refused() -> None:
-    arrays = plugins.find("data", "animals").factory.__globals__["Arrays"]
+    arrays = registry.find("data", "animals").factory.__globals__["Arrays"]
 
     def read(value: object) -> Any:
         content = pickle.dumps(value, protocol=3)  # the packaged files bear the older name of numpy's module
@@ -101,7 +104,7 @@ def test_vowels_are_scaled_by_the_steps_of_the_training_data(vowels: Dataset) ->
 
 
 def test_vowels_are_those_of_the_file(vowels: Dataset) -> None:
-    path = text.packaged("aeon", "aeon/datasets/data/JapaneseVowels/JapaneseVowels_TRAIN.ts")
+    path = tokenizer.packaged("aeon", "aeon/datasets/data/JapaneseVowels/JapaneseVowels_TRAIN.ts")
     first = path.read_text().split("@data\n")[1].splitlines()[0].split(":")
     wanted = np.array([channel.split(",") for channel in first[:-1]], dtype=float)
     scaled = vowels.train.x[0, :, : wanted.shape[1]].numpy()
@@ -115,10 +118,10 @@ def join(monkeypatch: pytest.MonkeyPatch) -> Join:
 
     def joined(parts: dict[str, Dataset], **options: Any) -> Dataset:
         for name, data in parts.items():
-            monkeypatch.setitem(plugins._plugins, ("data", name), Plugin("data", name, lambda data=data: data))
-        return plugins.build("data", "joined", {"parts": list(parts), **options})
+            monkeypatch.setitem(registry._plugins, ("data", name), Plugin("data", name, lambda data=data: data))
+        return registry.build("data", "joined", {"parts": list(parts), **options})
 
-    plugins.discover()
+    registry.discover()
     return joined
 
 
@@ -157,7 +160,7 @@ def test_classes_of_one_name_are_one_class_where_nothing_is_renamed(join: Join) 
 
 def test_one_set_twice_is_two_sets(join: Join) -> None:
     join({"one": made(grey())})
-    data = plugins.build("data", "joined", {"parts": ["one", {"name": "one"}]})
+    data = registry.build("data", "joined", {"parts": ["one", {"name": "one"}]})
     assert data.domain_names == ("one", "one 2")
     assert data.class_names == ("one a", "one b", "one 2 a", "one 2 b")
 

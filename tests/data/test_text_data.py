@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from forgetlab import plugins, text
-from forgetlab.scenario import dataset
-from forgetlab.text import Texts, letters, packaged
+from forgetlab.backbones.tokenizer import packaged
+from forgetlab.data import text
+from forgetlab.data.datasets import dataset
+from forgetlab.data.text import Texts, letters
+from forgetlab.plugins import registry
 
 SIZES = {  # training rows, test rows, classes
     "newsgroups": (11_273, 7_514, 20),
@@ -39,8 +41,8 @@ def raw(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Asked:
     def note(train: Texts, test: Texts, class_names: Any, **options: Any) -> Asked:
         return Asked(train, test, tuple(class_names), options)
 
-    monkeypatch.setattr(sys.modules[plugins.find("data", name).module], "as_dataset", note)
-    return plugins.build("data", name, options)
+    monkeypatch.setattr(sys.modules[registry.find("data", name).module], "as_dataset", note)
+    return registry.build("data", name, options)
 
 
 @pytest.mark.slow
@@ -61,7 +63,7 @@ def test_every_text_occurs_once_and_every_class_is_tested(name: str, monkeypatch
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_the_docstring_tells_the_sizes(name: str) -> None:
-    said = (plugins.find("data", name).factory.__doc__ or "").replace(",", "")
+    said = (registry.find("data", name).factory.__doc__ or "").replace(",", "")
     data = dataset(name)
     assert all(str(len(part.y)) in said for part in (data.train, data.test))
 
@@ -72,7 +74,7 @@ def test_options_are_passed_on(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     options = {"form": "features", "max_length": 21, "lower_case_letters": True}
     asked = raw(name, monkeypatch, **options).options
     assert {key: asked[key] for key in options} == options
-    assert plugins.resolve("data", name, {}) == {"form": "ids", "max_length": 64, "lower_case_letters": False}
+    assert registry.resolve("data", name, {}) == {"form": "ids", "max_length": 64, "lower_case_letters": False}
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from forgetlab import config, engine
-from forgetlab.description import Experiment, Run
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.loop import Loop
+from forgetlab.config import load
+from forgetlab.engine import one_run
+from forgetlab.experiment import Experiment, Run
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.training.loop import Loop
 
 BEGIN = """
 name: same
@@ -33,7 +34,7 @@ ENTRIES = [
     "{replay: {memory: reservoir, capacity: 50}, regularization: ewc}",
     "{avalanche: {plugin: LwFPlugin, alpha: 1.0, temperature: 2.0}}",
 ]
-PACKAGES = Path(engine.__file__).parents[1]  # where forgetlab is, whether it is installed or not
+PACKAGES = Path(one_run.__file__).parents[1]  # where forgetlab is, whether it is installed or not
 REFERENCES = ["naive", "joint", "separate", "ridge"]
 
 
@@ -98,7 +99,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def record(run: Run) -> Record:
         now.append(Record())
-        now[-1].result = engine.run(run)
+        now[-1].result = one_run.run(run)
         return now[-1]
 
     yield record
@@ -107,7 +108,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def experiment(folder: Path, more: str = "") -> Experiment:
     path = folder / "file.yaml"
     path.write_text(text(ENTRIES, ["naive", "separate", "joint"]) + more, encoding="utf-8")
-    return config.load(path)
+    return load.load(path)
 
 
 def same_batches(one: list[tuple[int, Tensor, Tensor]], other: list[tuple[int, Tensor, Tensor]]) -> bool:
@@ -162,5 +163,5 @@ def test_seeds_vary_holds_fixed_what_it_leaves_out(
 @pytest.mark.parametrize("number", range(len(ENTRIES)))
 def test_a_strategy_with_nothing_left_to_vary_gives_one_result(tmp_path: Path, number: int) -> None:
     whole = experiment(tmp_path, "protocol: {seeds_vary: []}\n")
-    one, other = (engine.run(whole.run(whole.strategies[number], seed)) for seed in (0, 1))
+    one, other = (one_run.run(whole.run(whole.strategies[number], seed)) for seed in (0, 1))
     assert (one.accuracy, one.counts) == (other.accuracy, other.counts)

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from forgetlab import store
-from forgetlab.store import Store, write_text
+from forgetlab.results import store
+from forgetlab.results.store import Store, write_text
 from helpers.commands import invoke
 from helpers.processes import listening
 
@@ -32,7 +32,7 @@ seeds: [0, 1]
 WRITER = """
 import json, sys
 from pathlib import Path
-from forgetlab.store import write_text
+from forgetlab.results.store import write_text
 print("ready", flush=True)
 for i in range(10**9):
     write_text(Path(sys.argv[1]), json.dumps([i] * 20_000))

@@ -54,7 +54,7 @@ def test_the_wheel_holds_one_package_with_its_plugins_and_an_example(wheel: Path
         path.relative_to(ROOT) for folder in ("strategies", "scenarios") for path in (ROOT / folder).rglob("*.py")
     ]
     assert {f"forgetlab/{path.as_posix()}" for path in plugins} <= set(names)
-    assert {"forgetlab/py.typed", "forgetlab/examples/split_digits.yaml"} <= set(names)
+    assert {"forgetlab/py.typed", "forgetlab/config/examples/split_digits.yaml"} <= set(names)
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_the_installed_wheel_is_what_gets_imported(programs: Path, tmp_path: Pat
 def test_the_installed_command_runs_an_example_from_any_folder(programs: Path, tmp_path: Path) -> None:
     code = "import forgetlab; print(forgetlab.__path__[0])"
     package = Path(call(programs / "python", "-c", code, cwd=tmp_path, env=ENVIRONMENT))
-    example = yaml.safe_load((package / "examples" / "split_digits.yaml").read_text(encoding="utf-8"))
+    example = yaml.safe_load((package / "config" / "examples" / "split_digits.yaml").read_text(encoding="utf-8"))
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(shortened(example)), encoding="utf-8")
 
     command = programs / "forgetlab"
@@ -95,7 +95,7 @@ def test_the_short_import_name_is_refused(name: str) -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = """
 import sys
-from forgetlab.cli import main
+from forgetlab.cli.main import main
 try:
     main(["--help"])
 except SystemExit:

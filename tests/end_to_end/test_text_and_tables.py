@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from forgetlab import session
-from forgetlab.config import load
-from forgetlab.store import Result, Store
-from forgetlab.yaml_file import parse, to_text
+from forgetlab.config.load import load
+from forgetlab.config.yaml_positions import parse, to_text
+from forgetlab.engine import all_runs
+from forgetlab.results.store import Result, Store
 from helpers.paths import EXPERIMENTS
 
 
@@ -20,7 +20,7 @@ def results(name: str, folder: Path, **scenario: Any) -> dict[str, Result]:
     document["scenario"] |= scenario
     path = folder / f"{name}.yaml"
     path.write_text(to_text(document | {"seeds": [0], "device": "cpu"}))
-    found = [run.result() for run in session.carry_out(load(path), Store(folder / "runs"))]
+    found = [run.result() for run in all_runs.carry_out(load(path), Store(folder / "runs"))]
     return {result.strategy: result for result in found if result is not None}
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from forgetlab import pictures, tracking
-from forgetlab.store import Result, RunFolder, Store
+from forgetlab.report import mlflow_store, pictures
+from forgetlab.results.store import Result, RunFolder, Store
 
 NAIVE = [[1.0, None], [0.2, 0.9]]
 REPLAY = [[1.0, None], [0.8, 0.8]]
@@ -71,26 +71,26 @@ def experiment(uri: str, tmp_path: Path, request: pytest.FixtureRequest) -> tupl
     results = [result("naive", s, NAIVE, 0.9 + s / 100) for s in (0, 1)]
     results += [result("reservoir", s, REPLAY, 0.8 + s / 10) for s in (0, 1)]
     folders = [folder(Store(tmp_path / "runs"), name, one) for one in results]
-    assert tracking.update_view(name, folders, uri, resolved_file="name: x\n").added == 6
+    assert mlflow_store.update_view(name, folders, uri, resolved_file="name: x\n").added == 6
     return name, folders
 
 
 def runs(uri: str, name: str) -> list[Any]:
-    client = tracking.connect(uri)
+    client = mlflow_store.connect(uri)
     return list(client.search_runs([client.get_experiment_by_name(name).experiment_id]))
 
 
 def parents(uri: str, name: str) -> dict[str, Any]:
-    return {run.info.run_name: run for run in runs(uri, name) if tracking.PARENT not in run.data.tags}
+    return {run.info.run_name: run for run in runs(uri, name) if mlflow_store.PARENT not in run.data.tags}
 
 
 def children(uri: str, name: str, parent: Any) -> dict[str, Any]:
-    mine = [run for run in runs(uri, name) if run.data.tags.get(tracking.PARENT) == parent.info.run_id]
+    mine = [run for run in runs(uri, name) if run.data.tags.get(mlflow_store.PARENT) == parent.info.run_id]
     return {run.info.run_name: run for run in mine}
 
 
 def history(uri: str, run: Any, metric: str) -> list[tuple[int, float]]:
-    return [(m.step, m.value) for m in tracking.connect(uri).get_metric_history(run.info.run_id, metric)]
+    return [(m.step, m.value) for m in mlflow_store.connect(uri).get_metric_history(run.info.run_id, metric)]
 
 
 def client_text(client: Any, run: Any, name: str, target: Path) -> str:
@@ -113,7 +113,7 @@ def test_a_run_for_each_strategy_holds_the_mean_and_its_seeds(
     assert replay.data.params["train.lr"] == "0.001" and "seed" not in replay.data.params
     assert history(uri, replay, "final/average_accuracy") == [(0, pytest.approx(0.825))]  # step 0 is drawn as a bar
     assert replay.data.metrics["price/parameters"] == 10
-    assert tops["naive"].data.tags[tracking.COLOUR] != replay.data.tags[tracking.COLOUR]
+    assert tops["naive"].data.tags[mlflow_store.COLOUR] != replay.data.tags[mlflow_store.COLOUR]
     assert {replay.data.tags["family"], replay.data.tags["task_identity"]} == {"replay", "none"}
     one = children(uri, name, replay)["seed 1"]
     assert one.data.params["seed"] == "1"
@@ -122,7 +122,7 @@ def test_a_run_for_each_strategy_holds_the_mean_and_its_seeds(
 
 @pytest.mark.slow
 def test_the_description_holds_the_table(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
-    note = tracking.connect(uri).get_experiment_by_name(experiment[0]).tags[tracking.NOTE]
+    note = mlflow_store.connect(uri).get_experiment_by_name(experiment[0]).tags[mlflow_store.NOTE]
     assert note.splitlines()[0] == "Average accuracy at the end: naive 0.552, reservoir (lr=0.01) 0.825"
     assert "| reservoir (lr=0.01) | 0.825" in note
 
@@ -132,7 +132,7 @@ def test_artifacts_are_there_and_readable(uri: str, experiment: tuple[str, list[
     name, _ = experiment
     top = parents(uri, name)["naive"]
     one = children(uri, name, top)["seed 0"]
-    client = tracking.connect(uri)
+    client = mlflow_store.connect(uri)
     shown = {"accuracy.json", "accuracy.png", "forgetting.png", "scenario.yaml"}
     provenance = {"config.yaml", "result.json", "packages.json", "git.json"}
     assert {f.path for f in client.list_artifacts(top.info.run_id)} == shown
@@ -152,7 +152,7 @@ def test_artifacts_are_there_and_readable(uri: str, experiment: tuple[str, list[
 def test_a_rerun_adds_no_run(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
     name, folders = experiment
     before = {run.info.run_id for run in runs(uri, name)}
-    assert tracking.update_view(name, folders, uri, resolved_file="name: x\n").added == 0
+    assert mlflow_store.update_view(name, folders, uri, resolved_file="name: x\n").added == 0
     assert {run.info.run_id for run in runs(uri, name)} == before
 
 
@@ -163,7 +163,9 @@ def test_one_more_seed_keeps_the_others(uri: str, experiment: tuple[str, list[Ru
     seeds = children(uri, name, naive)
     store = Store(folders[0].path.parents[2])
     more = [*folders[:2], folder(store, name, result("naive", 2, NAIVE, 0.95)), *folders[2:]]
-    assert tracking.update_view(name, more, uri, resolved_file="name: x\n").added == 2  # the seed, and the mean anew
+    assert (
+        mlflow_store.update_view(name, more, uri, resolved_file="name: x\n").added == 2
+    )  # the seed, and the mean anew
     now = children(uri, name, parents(uri, name)["naive"])
     assert set(now) == {"seed 0", "seed 1", "seed 2"}
     assert {now[seed].info.run_id for seed in seeds} == {run.info.run_id for run in seeds.values()}
@@ -176,7 +178,7 @@ def test_changed_settings_replace_the_strategys_runs_only(uri: str, experiment: 
     kept = parents(uri, name)["reservoir (lr=0.01)"].info.run_id
     store = Store(folders[0].path.parents[2])
     changed = [folder(store, name, result("naive", s, NAIVE, 0.7), key=f"other-{s}") for s in (0, 1)]
-    assert tracking.update_view(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n").added == 3
+    assert mlflow_store.update_view(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n").added == 3
     assert parents(uri, name)["reservoir (lr=0.01)"].info.run_id == kept
     assert history(uri, parents(uri, name)["naive"], "accuracy/task_1") == [(2, 0.7)]
     assert len(runs(uri, name)) == 6
@@ -189,7 +191,7 @@ def test_a_projection_that_was_cut_short_is_made_anew(
     name, folders = experiment
     store = Store(folders[0].path.parents[2])
     changed = [folder(store, name, result("naive", s, NAIVE, 0.6), key=f"third-{s}") for s in (0, 1)]
-    finish, calls = tracking._Writer._finish, []
+    finish, calls = mlflow_store._Writer._finish, []
 
     def killed(self: Any, *args: Any) -> None:
         calls.append(1)
@@ -198,12 +200,12 @@ def test_a_projection_that_was_cut_short_is_made_anew(
         finish(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tracking._Writer, "_finish", killed)
+        patch.setattr(mlflow_store._Writer, "_finish", killed)
         with pytest.raises(KeyboardInterrupt):
-            tracking.update_view(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n")
-    assert any(run.data.tags.get(tracking.COMPLETE) != "true" for run in runs(uri, name))
-    tracking.update_view(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n")
-    assert all(run.data.tags.get(tracking.COMPLETE) == "true" for run in runs(uri, name))
+            mlflow_store.update_view(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n")
+    assert any(run.data.tags.get(mlflow_store.COMPLETE) != "true" for run in runs(uri, name))
+    mlflow_store.update_view(name, [*changed, *folders[2:]], uri, resolved_file="name: x\n")
+    assert all(run.data.tags.get(mlflow_store.COMPLETE) == "true" for run in runs(uri, name))
     assert len(runs(uri, name)) == 6
     assert set(children(uri, name, parents(uri, name)["naive"])) == {"seed 0", "seed 1"}
 
@@ -211,25 +213,25 @@ def test_a_projection_that_was_cut_short_is_made_anew(
 def test_an_unfinished_run_is_left_out(uri: str, tmp_path: Path) -> None:
     whole = result("naive", 0, NAIVE, 0.9)
     half = folder(Store(tmp_path), "unfinished", replace(whole, accuracy=whole.accuracy[:1]))
-    assert tracking.update_view("unfinished", [half], uri, resolved_file="").added == 0
+    assert mlflow_store.update_view("unfinished", [half], uri, resolved_file="").added == 0
 
 
 @pytest.mark.slow
 def test_a_deleted_experiment_comes_back(uri: str, experiment: tuple[str, list[RunFolder]]) -> None:
     name, folders = experiment
-    client = tracking.connect(uri)
+    client = mlflow_store.connect(uri)
     client.delete_experiment(client.get_experiment_by_name(name).experiment_id)
-    tracking.update_view(name, folders, uri, resolved_file="name: x\n")
+    mlflow_store.update_view(name, folders, uri, resolved_file="name: x\n")
     assert set(parents(uri, name)) == {"naive", "reservoir (lr=0.01)"}
 
 
 def test_a_metric_that_needs_a_reference_comes_with_it(uri: str, tmp_path: Path) -> None:
     naive, joint = (result(name, 0, NAIVE, 0.8) for name in ("naive", "joint"))
     folders = [folder(Store(tmp_path), "later", one) for one in (naive, joint)]
-    assert tracking.update_view("later", folders[:1], uri, resolved_file="").added == 2
+    assert mlflow_store.update_view("later", folders[:1], uri, resolved_file="").added == 2
     assert "final/intransigence" not in parents(uri, "later")["naive"].data.metrics
     assert (
-        tracking.update_view("later", folders, uri, resolved_file="").added == 3
+        mlflow_store.update_view("later", folders, uri, resolved_file="").added == 3
     )  # naive's mean anew, joint and its seed
     tops = parents(uri, "later")
     assert tops["naive"].data.metrics["final/intransigence"] == 0
@@ -241,35 +243,35 @@ def test_a_metric_that_needs_a_reference_comes_with_it(uri: str, tmp_path: Path)
 def test_many_strategies_get_a_view_that_draws_them_all(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "DRAWN", 1)
+    monkeypatch.setattr(mlflow_store, "DRAWN", 1)
     folders = [folder(Store(tmp_path), "crowded", result(name, 0, NAIVE, 0.8)) for name in ("naive", "ridge")]
     for many in (1, 2):
-        tracking.update_view("crowded", folders[:many], uri, resolved_file="")
-        last = tracking.experiments(uri)[0]
+        mlflow_store.update_view("crowded", folders[:many], uri, resolved_file="")
+        last = mlflow_store.experiments(uri)[0]
         assert (last.name, last.crowded) == ("crowded", many > 1)
 
 
 def test_long_and_many_settings_are_kept_within_the_limits(uri: str, tmp_path: Path) -> None:
     place = folder(Store(tmp_path), "wide", result("naive", 0, NAIVE, 0.9))
     place.begin("wide", {"long": "x" * 9000, "options": {f"key_{number}": number for number in range(150)}})
-    tracking.update_view("wide", [place], uri, resolved_file="")
+    mlflow_store.update_view("wide", [place], uri, resolved_file="")
     seed = children(uri, "wide", parents(uri, "wide")["naive"])["seed 0"]
     assert len(seed.data.params) == 152 and seed.data.params["options.key_149"] == "149"
     assert set(seed.data.params["long"]) == {"x"}
-    assert "x" * 9000 in client_text(tracking.connect(uri), seed, "config.yaml", tmp_path)
+    assert "x" * 9000 in client_text(mlflow_store.connect(uri), seed, "config.yaml", tmp_path)
 
 
 def test_the_last_projected_experiment_comes_first(uri: str, tmp_path: Path) -> None:
     one = [folder(Store(tmp_path), "first", result("naive", 0, NAIVE, 0.9))]
     for name in ("first", "second", "first"):
-        tracking.update_view(name, one, uri, resolved_file="")
-    assert [tracked.name for tracked in tracking.experiments(uri)[:2]] == ["first", "second"]
+        mlflow_store.update_view(name, one, uri, resolved_file="")
+    assert [tracked.name for tracked in mlflow_store.experiments(uri)[:2]] == ["first", "second"]
 
 
 def test_a_folder_is_a_store_too(tmp_path: Path) -> None:
     store = str(tmp_path / "mlruns")
     folders = [folder(Store(tmp_path / "runs"), "plain", result("naive", 0, NAIVE, 0.9))]
-    assert [tracking.update_view("plain", folders, store, resolved_file="").added for _ in range(2)] == [2, 0]
+    assert [mlflow_store.update_view("plain", folders, store, resolved_file="").added for _ in range(2)] == [2, 0]
     assert list((tmp_path / "mlruns").rglob("accuracy.png"))
 
 
@@ -278,7 +280,7 @@ def test_a_server_that_is_not_there_is_told_at_once() -> None:
         held.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{held.getsockname()[1]}"
         with pytest.raises(ConnectionError, match=r"no tracking server answers at http://127\.0\.0\.1"):
-            tracking.connect(uri)
+            mlflow_store.connect(uri)
 
 
 @pytest.mark.slow
@@ -292,9 +294,9 @@ def test_an_adopted_run_bears_the_keys_that_it_had(uri: str, tmp_path: Path) -> 
     one.adopt("old")
     one.adopt("new")
     for added in (2, 0):
-        assert tracking.update_view("adopted", [one], uri, resolved_file="name: x\n").added == added
+        assert mlflow_store.update_view("adopted", [one], uri, resolved_file="name: x\n").added == added
     (child,) = (run for run in runs(uri, "adopted") if run.data.tags.get("forgetlab.key") == "new")
     assert child.data.tags["forgetlab.adopted_from"] == "older, old"
     assert not any("adopted" in name for name in child.data.params)
-    (experiment,) = (e for e in tracking.connect(uri).search_experiments() if e.name == "adopted")
+    (experiment,) = (e for e in mlflow_store.connect(uri).search_experiments() if e.name == "adopted")
     assert "Adopted, made by an earlier version: naive (1 of 1)." in experiment.tags["mlflow.note.content"]

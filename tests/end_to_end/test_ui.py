@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from forgetlab import tracking, ui
+from forgetlab.report import mlflow_store, mlflow_ui
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -39,13 +39,13 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on thi
 @pytest.mark.slow
 def test_an_unknown_experiment_is_named_with_the_nearest(folder: Path) -> None:
     with pytest.raises(LookupError, match=r"no experiment 'browsd'.*did you mean 'browsed'"):
-        ui.serve(f"sqlite:///{folder}/mlflow.db", "browsd", open_browser=False)
+        mlflow_ui.serve(f"sqlite:///{folder}/mlflow.db", "browsd", open_browser=False)
 
 
 @pytest.mark.slow
 def test_a_missing_store_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match="no runs are tracked"):
-        ui.serve(f"sqlite:///{tmp_path}/none.db", None, open_browser=False)
+        mlflow_ui.serve(f"sqlite:///{tmp_path}/none.db", None, open_browser=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,7 +55,9 @@ def test_a_server_that_dies_says_why(folder: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         with pytest.raises(RuntimeError, match=r"(?s)did not start:.*address already in use"):
-            ui.serve(f"sqlite:///{folder}/mlflow.db", None, open_browser=False, port=port, announce=lambda _: None)
+            mlflow_ui.serve(
+                f"sqlite:///{folder}/mlflow.db", None, open_browser=False, port=port, announce=lambda _: None
+            )
 
 
 @pytest.mark.slow
@@ -90,9 +92,9 @@ def test_expanding_a_strategy_shows_its_seeds(page: Any, address: str) -> None:
 @needs_chromium
 def test_the_heat_map_is_among_a_seeds_artifacts(page: Any, address: str, folder: Path) -> None:
     uri = f"sqlite:///{folder}/mlflow.db"
-    client = tracking.connect(uri)
+    client = mlflow_store.connect(uri)
     experiment = client.get_experiment_by_name("browsed").experiment_id
-    seed = next(run for run in client.search_runs([experiment]) if tracking.PARENT in run.data.tags)
+    seed = next(run for run in client.search_runs([experiment]) if mlflow_store.PARENT in run.data.tags)
     page.goto(f"{address.split('#')[0]}#/experiments/{experiment}/runs/{seed.info.run_id}/artifacts")
     page.get_by_text("accuracy.png").first.click(timeout=PATIENCE)
     picture = page.locator("img[src*='accuracy.png'], img[src^='blob:'], img[alt*='accuracy.png']").first
@@ -110,7 +112,7 @@ def test_a_rerun_adds_no_run(folder: Path, address: str) -> None:
 
 
 def _run_ids(uri: str) -> set[str]:
-    client = tracking.connect(uri)
+    client = mlflow_store.connect(uri)
     experiment = client.get_experiment_by_name("browsed").experiment_id
     return {run.info.run_id for run in client.search_runs([experiment])}
 
@@ -139,7 +141,7 @@ def address(folder: Path) -> Iterator[str]:
     try:
         line = lines.get(timeout=60)
         while not line.startswith("http://127.0.0.1:"):
-            line = lines.get(timeout=ui.PATIENCE)
+            line = lines.get(timeout=mlflow_ui.PATIENCE)
         yield line.strip()
     finally:
         servers = _descendants(process.pid)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from forgetlab.config import load
-from forgetlab.description import Strategy
-from forgetlab.session import RunEnded, RunFailed, TrialEnded, carry_out
-from forgetlab.store import RunFolder, Store
-from forgetlab.workers import results
+from forgetlab.config.load import load
+from forgetlab.engine.all_runs import carry_out
+from forgetlab.engine.events import RunEnded, RunFailed, TrialEnded
+from forgetlab.engine.workers import results
+from forgetlab.experiment import Strategy
+from forgetlab.results.store import RunFolder, Store
 from helpers.commands import invoke
 from helpers.processes import listening
 

@@ -14,12 +14,18 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from forgetlab import adoption, config, engine, fingerprint, plugins, shelf, store
-from forgetlab.cli import main
-from forgetlab.description import Experiment, Run
-from forgetlab.fingerprint import run_key
-from forgetlab.session import RunEnded, RunFound, TrialEnded, carry_out
-from forgetlab.store import RunFolder, Store
+from forgetlab.cli import tables
+from forgetlab.cli.main import main
+from forgetlab.config import load
+from forgetlab.engine import adoption, one_run
+from forgetlab.engine.all_runs import carry_out
+from forgetlab.engine.events import RunEnded, RunFound, TrialEnded
+from forgetlab.experiment import Experiment, Run
+from forgetlab.plugins import registry
+from forgetlab.results import run_key as fingerprint
+from forgetlab.results import store
+from forgetlab.results.run_key import run_key
+from forgetlab.results.store import RunFolder, Store
 
 OLD = Path(__file__).with_name("old_store")
 FILE = """
@@ -75,7 +81,7 @@ def experiment(folder: Path, *changes: tuple[str, str], text: str = FILE) -> Exp
         text = text.replace(old, new)
     path = folder / "file.yaml"
     path.write_text(text, encoding="utf-8")
-    return config.load(path)
+    return load.load(path)
 
 
 def carried_out(given: Experiment, root: Path) -> tuple[list[RunFolder], list[str]]:
@@ -91,8 +97,8 @@ def carried_out(given: Experiment, root: Path) -> tuple[list[RunFolder], list[st
 
 
 def key_of(run: Run) -> str:
-    engine.set_process(run)
-    return run_key(run, engine.load_scenario(run))
+    one_run.set_process(run)
+    return run_key(run, one_run.load_scenario(run))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -136,9 +142,9 @@ def root(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    plugins.discover()
-    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))
-    monkeypatch.setattr(plugins, "_files", dict(plugins._files))
+    registry.discover()
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    monkeypatch.setattr(registry, "_files", dict(registry._files))
 
 
 # A store that an earlier version left
@@ -175,7 +181,7 @@ def test_a_store_of_an_earlier_tree_is_taken_over_and_all_of_it_is_found(old: Pa
         if name.endswith("config.yaml"):
             assert after[name].split(b"\n")[2:] == content.split(b"\n")[1:]
     for path, how in zip(files, (["found"] * 2, ["found"] * 3), strict=True):
-        assert carried_out(config.load(path), root)[1] == how
+        assert carried_out(load.load(path), root)[1] == how
     for name, content in contents(OLD / "store").items():
         if name.endswith(("result.json", ".safetensors")):
             assert contents(root)[name] == content
@@ -183,7 +189,7 @@ def test_a_store_of_an_earlier_tree_is_taken_over_and_all_of_it_is_found(old: Pa
 
 def test_the_store_is_of_another_tree_and_tells_nothing_of_a_machine(old: Path) -> None:
     """The first half: without adoption all would run again."""
-    given = config.load(old / "old.yaml")
+    given = load.load(old / "old.yaml")
     for run in given.runs():
         folder = Store(old / "store").folder("old", run.strategy.name, 0)
         assert folder.key != key_of(run) and Store(old / "store").find(key_of(run), folder) is None
@@ -215,7 +221,7 @@ def test_what_is_adopted_has_todays_key_and_nothing_else_is_written(root: Path, 
     for run in given.runs():
         folder = Store(root).folder("first", run.strategy.name, 0)
         assert folder.key == key_of(run) and folder.adopted_from[0].endswith(EARLIER[1:])
-        assert folder.holds(engine.plain(run))
+        assert folder.holds(one_run.plain(run))
     assert without_configs(contents(root / "first")) == without_configs(contents(made / "first"))
     assert carried_out(given, root)[1] == ["found", "found"]
 
@@ -223,10 +229,10 @@ def test_what_is_adopted_has_todays_key_and_nothing_else_is_written(root: Path, 
 def test_the_mark_goes_with_a_copy_and_is_gone_when_a_run_is_made_anew(root: Path, tmp_path: Path) -> None:
     adoption.adopt(experiment(tmp_path), Store(root))
     folders, how = carried_out(experiment(tmp_path, ("name: first", "name: second")), root)
-    assert how == ["found", "found"] and all(run.adopted for run in shelf.finished(folders))
+    assert how == ["found", "found"] and all(run.adopted for run in tables.finished(folders))
     again = carry_out(experiment(tmp_path), Store(root), fresh=True)
     assert not any(folder.adopted_from for folder in again)
-    assert not any(run.adopted for run in shelf.finished(again))
+    assert not any(run.adopted for run in tables.finished(again))
 
 
 def test_a_run_is_adopted_once_and_again_when_its_key_moves_again(root: Path, tmp_path: Path) -> None:

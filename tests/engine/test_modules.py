@@ -14,12 +14,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from forgetlab import config, modules, plugins
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples
-from forgetlab.modules import ModulesError
-from forgetlab.session import carry_out
-from forgetlab.store import RunFolder, Store
+from forgetlab.config import load
+from forgetlab.engine import reopened
+from forgetlab.engine.all_runs import carry_out
+from forgetlab.plugins import registry
+from forgetlab.results import module_files
+from forgetlab.results.module_files import ModulesError
+from forgetlab.results.store import RunFolder, Store
 from helpers.commands import invoke
 
 FILE = """
@@ -53,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("modules")
     for text in (FILE, PRETRAINED):
         (root / "file.yaml").write_text(text, encoding="utf-8")
-        carry_out(config.load(root / "file.yaml"), Store(root / "runs"))
+        carry_out(load.load(root / "file.yaml"), Store(root / "runs"))
     return root / "runs"
 
 
@@ -63,7 +66,7 @@ def folder_of(runs: Path, name: str, experiment: str = "tiny") -> RunFolder:
 
 def last_row(folder: RunFolder) -> tuple[list[float | None], list[float | None]]:
     """A run's last accuracies as they were stored, and as the network from its files finds them."""
-    learner, result = modules.reopened(folder.path), folder.result()
+    learner, result = reopened.reopened(folder.path), folder.result()
     assert result is not None and result.finished
     found = [learner.evaluate(task) for task in range(len(result.task_names))]
     return result.accuracy[-1], [None if one is None else one["accuracy"] for one in found]
@@ -90,10 +93,10 @@ def test_each_file_counts(runs: Path, tmp_path: Path, name: str, file: str) -> N
     place = tmp_path / "runs" / "tiny" / name / "seed-0"
     folder = RunFolder(place)
     copy_tree(folder_of(runs, name).path, place)
-    path = modules.path_of(folder, file)
-    stored = modules.read(path)
+    path = module_files.path_of(folder, file)
+    stored = module_files.read(path)
     changed = {key: -t if t.is_floating_point() else t for key, t in stored.tensors.items()}
-    path.write_bytes(modules.pack(changed, stored.about))
+    path.write_bytes(module_files.pack(changed, stored.about))
     before, after = last_row(folder)
     assert before != after
 
@@ -108,16 +111,16 @@ def copy_tree(source: Path, target: Path) -> None:
 @torch.no_grad()
 def test_one_file_is_enough_for_one_task(runs: Path) -> None:
     folder = folder_of(runs, "kmeans")
-    whole, asked = modules.load(folder.path), torch.rand(5, 1, 8, 8)
-    for task, path in modules.task_files(folder).items():
-        backbone = modules.bare_backbone(modules.read(path).about)
-        network = modules.alone(path, backbone)
+    whole, asked = reopened.load(folder.path), torch.rand(5, 1, 8, 8)
+    for task, path in module_files.task_files(folder).items():
+        backbone = reopened.bare_backbone(module_files.read(path).about)
+        network = reopened.alone(path, backbone)
         assert [*network.classes_of] == [task] and network.classes_of[task] == whole.classes_of[task]
         assert torch.equal(network.answer(task, asked), whole.answer(task, asked))
 
 
 def test_a_file_says_what_it_is(runs: Path) -> None:
-    with safe_open(modules.path_of(folder_of(runs, "prototype"), "task-1"), framework="pt") as file:
+    with safe_open(module_files.path_of(folder_of(runs, "prototype"), "task-1"), framework="pt") as file:
         about = json.loads(file.metadata()["about"])
     assert about.keys() == {
         *("task", "number", "classes", "isolation", "model", "init", "input_shape", "pretrained", "sites")
@@ -131,8 +134,8 @@ def test_a_merged_file_is_a_whole_model(runs: Path, tmp_path: Path) -> None:
     folder, path = folder_of(runs, "prototype"), tmp_path / "merged.safetensors"
     done = call(runs, "tiny/prototype", "--merged", 1, path)
     assert done.exit_code == 0, done.output
-    network, asked = modules.load(folder.path), torch.rand(20, 1, 8, 8)
-    model, wanted = modules.open_merged(path), network.answer(1, asked)
+    network, asked = reopened.load(folder.path), torch.rand(20, 1, 8, 8)
+    model, wanted = reopened.open_merged(path), network.answer(1, asked)
     assert (model(asked) - wanted).abs().max() < 1e-5
     assert (model(asked) - network.answer(0, asked)[:, :3]).abs().max() > 1e-2
     assert (network.heads["1"](network.backbone(asked)) - wanted).abs().max() > 1e-2, "nothing was merged"
@@ -140,8 +143,8 @@ def test_a_merged_file_is_a_whole_model(runs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "timm", "vit"])
 def test_a_change_of_one_part_of_a_fused_layer_is_merged(name: str) -> None:
-    network = copy.deepcopy(isolation.trained(plugins.find("isolation", "lora"), name))
-    tensors, asked = modules.merged(network, 1), samples(network.backbone, 3)
+    network = copy.deepcopy(isolation.trained(registry.find("isolation", "lora"), name))
+    tensors, asked = reopened.merged(network, 1), samples(network.backbone, 3)
     backbone = copy.deepcopy(network.backbone)
     backbone.load_state_dict({k.removeprefix("backbone."): t for k, t in tensors.items() if k.startswith("backbone.")})
     with torch.no_grad():
@@ -159,8 +162,8 @@ def test_what_is_no_change_of_weights_is_not_merged(runs: Path, tmp_path: Path) 
 
 
 def test_a_merge_that_answers_otherwise_is_refused(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    right: Callable[..., dict[str, Tensor]] = modules.merged
-    monkeypatch.setattr(modules, "merged", lambda *given: {k: t * 1.01 for k, t in right(*given).items()})
+    right: Callable[..., dict[str, Tensor]] = reopened.merged
+    monkeypatch.setattr(reopened, "merged", lambda *given: {k: t * 1.01 for k, t in right(*given).items()})
     told = call(runs, "tiny/prototype", "--merged", 1, tmp_path / "x")
     assert told.exit_code == 2 and "its answers would differ by" in told.stderr
 
@@ -177,7 +180,7 @@ def test_the_list(runs: Path) -> None:
     result = folder_of(runs, "prototype").result()
     assert result is not None
     for task, row in enumerate(rows[:3]):
-        stored = modules.read(modules.path_of(folder_of(runs, "prototype"), f"task-{task}")).tensors
+        stored = module_files.read(module_files.path_of(folder_of(runs, "prototype"), f"task-{task}")).tensors
         n = sum(t.numel() for t in stored.values())
         trained = result.counts["per_task"]["trainable"][task]
         assert row.split()[:2] == [str(task), result.task_names[task]]
@@ -208,15 +211,15 @@ def test_one_of_several_seeds_has_to_be_named(runs: Path, tmp_path: Path) -> Non
 
 def test_what_is_no_module_is_told(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(ModulesError, match="no such file"):
-        modules.read(tmp_path / "x.safetensors")
+        module_files.read(tmp_path / "x.safetensors")
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
     with pytest.raises(ModulesError, match="holds no module"):
-        modules.read(tmp_path / "x.safetensors")
+        module_files.read(tmp_path / "x.safetensors")
     with pytest.raises(ModulesError, match="not a whole model"):
-        modules.open_merged(modules.path_of(folder_of(runs, "one"), "task-0"))
+        reopened.open_merged(module_files.path_of(folder_of(runs, "one"), "task-0"))
     with pytest.raises(ModulesError, match="naive has no modules"):
-        modules.load(folder_of(runs, "naive").path)
+        reopened.load(folder_of(runs, "naive").path)
     about = {"task": "0", "isolation": {"name": "lora"}, "init": 0, "number": 0}
-    (tmp_path / "old.safetensors").write_bytes(modules.pack({"head.bias": torch.ones(1)}, about))
+    (tmp_path / "old.safetensors").write_bytes(module_files.pack({"head.bias": torch.ones(1)}, about))
     with pytest.raises(ModulesError, match="an older version wrote it"):
-        modules.alone(tmp_path / "old.safetensors", plugins.build("model", "mlp", {}, input_shape=(1, 8, 8)))
+        reopened.alone(tmp_path / "old.safetensors", registry.build("model", "mlp", {}, input_shape=(1, 8, 8)))

@@ -14,18 +14,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from forgetlab import config, modules, peft_format, plugins, torchvision_ops
-from forgetlab.attention import use
+from forgetlab import torchvision_ops
+from forgetlab.backbones.attention import use
 from forgetlab.backbones.minilm import minilm
+from forgetlab.backbones.sites import transformer
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Isolation
-from forgetlab.modules import ModulesError
+from forgetlab.config import load
+from forgetlab.engine import peft_files, reopened
+from forgetlab.engine.all_runs import carry_out
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.plugins import registry
+from forgetlab.results.module_files import ModulesError
+from forgetlab.results.store import Store
 from forgetlab.seeding import generator
-from forgetlab.session import carry_out
-from forgetlab.sites import transformer
-from forgetlab.store import Store
 from helpers.commands import invoke
 
 FAMILIES = ("bert", "gpt2", "hf_vit", "timm", "vit")
@@ -43,7 +46,7 @@ def quiet() -> Iterator[None]:
 
 def lora(backbone: nn.Module, seed: int = 0, **options: Any) -> Isolation:
     """A module with all of its tensors drawn, so that nothing is 0."""
-    module: Isolation = plugins.build("isolation", "lora", {"rank": 2, **options})
+    module: Isolation = registry.build("isolation", "lora", {"rank": 2, **options})
     module.attach(backbone)
     draw = generator("peft format", seed)
     for parameter in module.parameters():
@@ -80,7 +83,7 @@ def gap(found: Tensor, wanted: Tensor) -> float:
 def test_peft_answers_as_we_do(tmp_path: Path, name: str, options: dict[str, Any]) -> None:
     backbone = tiny(name)
     module, x = lora(backbone, **options), samples(backbone, 1)
-    peft_format.write(tmp_path, backbone, module)
+    peft_files.write(tmp_path, backbone, module)
     ours, theirs = features(backbone, module, x), loaded(backbone, tmp_path)(x)
     assert gap(theirs, ours) <= 1e-6
     assert gap(backbone(x), ours) > 1e-2, "the module does nothing"
@@ -88,11 +91,11 @@ def test_peft_answers_as_we_do(tmp_path: Path, name: str, options: dict[str, Any
 
 def test_the_paths_are_those_of_the_model_inside(tmp_path: Path) -> None:
     backbone = tiny("gpt2")
-    peft_format.write(tmp_path, backbone, lora(backbone, layers=[-1]))
-    told = json.loads((tmp_path / peft_format.CONFIG).read_text(encoding="utf-8"))
+    peft_files.write(tmp_path, backbone, lora(backbone, layers=[-1]))
+    told = json.loads((tmp_path / peft_files.CONFIG).read_text(encoding="utf-8"))
     assert (told["target_modules"], told["r"], told["lora_alpha"]) == (["h.1.attn.c_attn"], 4, 4.0)
     assert told["fan_in_fan_out"] and not told["rank_pattern"]
-    b = load_file(tmp_path / peft_format.WEIGHTS)["base_model.model.h.1.attn.c_attn.lora_B.weight"]
+    b = load_file(tmp_path / peft_files.WEIGHTS)["base_model.model.h.1.attn.c_attn.lora_B.weight"]
     assert not b[:16, 2:].any() and not b[16:32].any() and not b[32:, :2].any(), "q, nothing, v"
     assert b[:16, :2].all() and b[32:, 2:].all()
 
@@ -100,8 +103,8 @@ def test_the_paths_are_those_of_the_model_inside(tmp_path: Path) -> None:
 def test_layers_of_several_ranks_are_told_apart(tmp_path: Path) -> None:
     backbone = tiny("gpt2")
     module, x = lora(backbone, sites=["attn.q", "attn.v", "mlp.in"], alpha=3.0), samples(backbone, 1)
-    peft_format.write(tmp_path, backbone, module)
-    told = json.loads((tmp_path / peft_format.CONFIG).read_text(encoding="utf-8"))
+    peft_files.write(tmp_path, backbone, module)
+    told = json.loads((tmp_path / peft_files.CONFIG).read_text(encoding="utf-8"))
     assert told["rank_pattern"] == {"h.0.mlp.c_fc": 2, "h.1.mlp.c_fc": 2} and told["r"] == 4
     with torch.no_grad():
         assert gap(loaded(backbone, tmp_path)(x), features(backbone, module, x)) <= 1e-6
@@ -115,7 +118,7 @@ def test_minilm_in_transformers_own_hands(tmp_path: Path) -> None:
     ours = minilm((16,), layers=2).eval()
     module, x = lora(ours), torch.randint(1000, 5000, (3, 16), generator=generator("ids"))
     x[0, 9:] = ours.padding
-    peft_format.write(tmp_path, ours, module)
+    peft_files.write(tmp_path, ours, module)
     bert = copy.deepcopy(ours.encoder)
     bert.set_attn_implementation("eager")
     theirs = PeftModel.from_pretrained(bert, tmp_path).eval()
@@ -129,7 +132,7 @@ def test_minilm_in_transformers_own_hands(tmp_path: Path) -> None:
 def test_what_was_written_is_read_again(tmp_path: Path, name: str) -> None:
     backbone = tiny(name)
     module, x = lora(backbone, alpha=3.0), samples(backbone, 1)
-    peft_format.write(tmp_path, backbone, module)
+    peft_files.write(tmp_path, backbone, module)
     again = made(backbone, tmp_path)
     assert gap(features(backbone, again, x), features(backbone, module, x)) <= 1e-6
     if name not in FUSED:
@@ -138,8 +141,8 @@ def test_what_was_written_is_read_again(tmp_path: Path, name: str) -> None:
 
 
 def made(backbone: nn.Module, folder: Path) -> Isolation:
-    options, tensors = peft_format.read(folder, backbone)
-    module: Isolation = plugins.build("isolation", "lora", options)
+    options, tensors = peft_files.read(folder, backbone)
+    module: Isolation = registry.build("isolation", "lora", options)
     module.attach(backbone)
     module.load_state_dict(tensors)
     return module.eval()
@@ -177,10 +180,10 @@ def test_an_adapter_of_a_larger_model_is_read(tmp_path: Path) -> None:
     """A classifier holds the encoder below ``bert``, so its paths are longer."""
     backbone = tiny("bert")
     module, x = lora(backbone), samples(backbone, 1)
-    peft_format.write(tmp_path, backbone, module)
-    tensors = load_file(tmp_path / peft_format.WEIGHTS)
+    peft_files.write(tmp_path, backbone, module)
+    tensors = load_file(tmp_path / peft_files.WEIGHTS)
     longer = {key.replace("base_model.model.", "base_model.model.bert."): t for key, t in tensors.items()}
-    save_file(longer, tmp_path / peft_format.WEIGHTS)
+    save_file(longer, tmp_path / peft_files.WEIGHTS)
     assert torch.equal(features(backbone, made(backbone, tmp_path), x), features(backbone, module, x))
 
 
@@ -195,30 +198,30 @@ def test_an_adapter_of_a_larger_model_is_read(tmp_path: Path) -> None:
 )
 def test_what_is_more_than_lora_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
     backbone = tiny("bert")
-    peft_format.write(tmp_path, backbone, lora(backbone))
-    file = tmp_path / peft_format.CONFIG
+    peft_files.write(tmp_path, backbone, lora(backbone))
+    file = tmp_path / peft_files.CONFIG
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **change}), encoding="utf-8")
     with pytest.raises(ModulesError, match=words):
-        peft_format.read(tmp_path, backbone)
+        peft_files.read(tmp_path, backbone)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     bert = tiny("bert")
     with pytest.raises(ModulesError, match="is no folder that peft wrote"):
-        peft_format.read(tmp_path, bert)
-    peft_format.write(tmp_path, bert, lora(bert))
+        peft_files.read(tmp_path, bert)
+    peft_files.write(tmp_path, bert, lora(bert))
     with pytest.raises(ModulesError, match=r"no layer encoder.layer.0.attention.self.query that"):
-        peft_format.read(tmp_path, tiny("gpt2"))
-    save_file({"base_model.model.x.lora_embedding_A": torch.ones(1)}, tmp_path / peft_format.WEIGHTS)
+        peft_files.read(tmp_path, tiny("gpt2"))
+    save_file({"base_model.model.x.lora_embedding_A": torch.ones(1)}, tmp_path / peft_files.WEIGHTS)
     with pytest.raises(ModulesError, match="neither A nor B of a linear layer"):
-        peft_format.read(tmp_path, bert)
+        peft_files.read(tmp_path, bert)
 
 
 @pytest.mark.parametrize("name", ["adapter", "prefix", "sd_lora", "combined", "linear_probe"])
 def test_other_modules_are_not_written(tmp_path: Path, name: str) -> None:
-    network: IsolatedNetwork = isolation.trained(plugins.find("isolation", name), "bert")
+    network: IsolatedNetwork = isolation.trained(registry.find("isolation", name), "bert")
     with pytest.raises(ModulesError, match=r"LoRA holds a change B A|more than its own B A"):
-        peft_format.write(tmp_path / "x", network.backbone, network.module_of(1))
+        peft_files.write(tmp_path / "x", network.backbone, network.module_of(1))
     assert not (tmp_path / "x").exists()
 
 
@@ -232,12 +235,12 @@ def test_the_command(tmp_path: Path) -> None:
         "strategies: [{name: lora, isolation: lora, router: prototype}, {name: adapter, isolation: adapter}]\n",
         encoding="utf-8",
     )
-    carry_out(config.load(tmp_path / "file.yaml"), Store(tmp_path / "runs"))
+    carry_out(load.load(tmp_path / "file.yaml"), Store(tmp_path / "runs"))
     out, runs = tmp_path / "out", tmp_path / "runs"
     done = invoke("modules", "tiny/lora", "--peft", "1", str(out), "--runs", str(runs))
     assert done.exit_code == 0, done.output
-    network, x = modules.load(Store(runs).folder("tiny", "lora", 0).path), torch.rand(4, 1, 8, 8)
-    head = load_file(out / peft_format.HEAD)
+    network, x = reopened.load(Store(runs).folder("tiny", "lora", 0).path), torch.rand(4, 1, 8, 8)
+    head = load_file(out / peft_files.HEAD)
     with torch.no_grad():
         logits = nn.functional.linear(loaded(network.backbone, out)(x), head["weight"], head["bias"])
         assert gap(logits, network.answer(1, x)) <= 1e-6

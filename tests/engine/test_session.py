@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from forgetlab import engine, fingerprint, plugins, session
-from forgetlab.description import Experiment, Run
-from forgetlab.engine import TaskEnded
-from forgetlab.fingerprint import run_key
+from forgetlab.engine import all_runs, one_run
+from forgetlab.engine.all_runs import carry_out
+from forgetlab.engine.events import RunEnded, RunFound, TaskEnded
+from forgetlab.experiment import Experiment, Run
+from forgetlab.plugins import registry
+from forgetlab.results import run_key as fingerprint
+from forgetlab.results.run_key import run_key
+from forgetlab.results.store import RunFolder, Store
 from forgetlab.seeding import drawn_from
-from forgetlab.session import RunEnded, RunFound, carry_out
-from forgetlab.store import RunFolder, Store
 from helpers import runs
 from helpers.commands import invoke
 from helpers.runs import contents
@@ -68,8 +70,8 @@ def first_run(given: Experiment) -> Run:
 
 
 def key_of(run: Run) -> str:
-    engine.set_process(run)
-    return run_key(run, engine.load_scenario(run))
+    one_run.set_process(run)
+    return run_key(run, one_run.load_scenario(run))
 
 
 def results(folders: list[RunFolder]) -> list[dict[str, Any]]:
@@ -79,9 +81,9 @@ def results(folders: list[RunFolder]) -> list[dict[str, Any]]:
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    plugins.discover()
-    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))
-    monkeypatch.setattr(plugins, "_files", dict(plugins._files))
+    registry.discover()
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    monkeypatch.setattr(registry, "_files", dict(registry._files))
 
 
 def test_finished_work_is_found_under_another_experiment_name(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_a_result_of_another_description_is_never_served(tmp_path: Path, monkeyp
 
     one, other = accuracies(tmp_path / "runs")
     assert one != other
-    monkeypatch.setattr(session, "run_key", lambda *_: "the same for all")
+    monkeypatch.setattr(all_runs, "run_key", lambda *_: "the same for all")
     one, other = accuracies(tmp_path / "served wrongly")
     assert one == other
 
@@ -181,7 +183,7 @@ def test_a_copy_that_is_cut_short_leaves_no_run_folder(tmp_path: Path, monkeypat
     carried_out(experiment(tmp_path), tmp_path / "runs")
     other = experiment(tmp_path, ("name: first", "name: second"))
     with monkeypatch.context() as patch:
-        patch.setattr(session, "replace", cut_short)
+        patch.setattr(all_runs, "replace", cut_short)
         with pytest.raises(KeyboardInterrupt):
             carry_out(other, Store(tmp_path / "runs"))
     assert list(Store(tmp_path / "runs").folders("second")) == []
@@ -202,7 +204,7 @@ def test_names_are_no_part_of_the_key_and_all_else_is(tmp_path: Path) -> None:
         "protocol": run.protocol.model_copy(update={"reset_optimizer": False}),
         "strategy": run.strategy.model_copy(update={"reference": {"name": "joint", "prefixes": "all"}}),
     }
-    scenario = engine.load_scenario(run)
+    scenario = one_run.load_scenario(run)
     changed = {name: run_key(run.model_copy(update={name: value}), scenario) for name, value in changes.items()}
     assert len({key, *changed.values()}) == 1 + len(changes)
     assert run_key(run, replace(scenario, class_names=("?", *scenario.class_names[1:]))) != key
@@ -230,9 +232,9 @@ def test_a_plugin_file_that_has_changed_is_loaded_again(tmp_path: Path) -> None:
 
     def answer(code: str) -> torch.Tensor:
         file.write_text(code, encoding="utf-8")
-        engine.set_process(first_run(experiment(tmp_path, mine, ("{name: mlp, hidden: [8]}", "session_model"))))
+        one_run.set_process(first_run(experiment(tmp_path, mine, ("{name: mlp, hidden: [8]}", "session_model"))))
         with drawn_from("session"):
-            return plugins.build("model", "session_model", input_shape=(64,))(x).detach()
+            return registry.build("model", "session_model", input_shape=(64,))(x).detach()
 
     before = answer(MODEL)
     assert torch.equal(answer(MODEL.replace("return self.layer(", "return 2 * self.layer(")), 2 * before)
@@ -242,7 +244,7 @@ def test_a_plugin_file_that_has_changed_is_loaded_again(tmp_path: Path) -> None:
 NESTED = """
 from torch import nn
 from forgetlab.isolation import Isolation
-from forgetlab.merger import Merger, by_place
+from forgetlab.isolation.merger import Merger, by_place
 from forgetlab.plugins import register
 
 @register("merger", "session_merger")
@@ -263,7 +265,7 @@ class SessionModule(Isolation):
 
 @register("data", "session_data")
 def session_data():
-    from forgetlab.scenario import dataset
+    from forgetlab.streams.scenario import dataset
     return dataset("digits")
 """
 INSIDE = {  # an entry, and how the file's code changes without a change in what is named

@@ -11,14 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from forgetlab import config, engine, plugins, projection, report, search, tuning
-from forgetlab.description import Choice, Experiment, Replay, Run, Strategy
-from forgetlab.progress import Progress
-from forgetlab.report import Finished
-from forgetlab.scenario import Scenario
-from forgetlab.session import RunEnded, RunFailed, RunFound, TrialEnded, carry_out
-from forgetlab.store import RunFolder, Store
-from forgetlab.yaml_file import FileErrors
+from forgetlab.cli.progress import Progress
+from forgetlab.config import load
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.engine import one_run, search, search_space
+from forgetlab.engine.all_runs import carry_out
+from forgetlab.engine.events import RunEnded, RunFailed, RunFound, TrialEnded
+from forgetlab.experiment import Choice, Experiment, Replay, Run, Strategy
+from forgetlab.plugins import registry
+from forgetlab.report import mlflow_view, tables
+from forgetlab.report import summary as report
+from forgetlab.report.summary import Finished
+from forgetlab.results.store import RunFolder, Store
+from forgetlab.streams.scenario import Scenario
 from helpers.commands import invoke
 from helpers.runs import contents
 
@@ -43,7 +48,7 @@ import torch
 
 from forgetlab import plugins
 from forgetlab.plugins import register
-from forgetlab.scenario import Samples, Scenario
+from forgetlab.streams.scenario import Samples, Scenario
 
 
 @register("scenario", "masked_digits")
@@ -70,7 +75,7 @@ def experiment(folder: Path, *changes: tuple[str, str], file: str = FILE) -> Exp
         text = text.replace(old, new)
     path = folder / "file.yaml"
     path.write_text(text.replace("SCENARIO", SCENARIO), encoding="utf-8")
-    return config.load(path)
+    return load.load(path)
 
 
 def refused(folder: Path, *changes: tuple[str, str]) -> list[str]:
@@ -110,17 +115,17 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Path, l
 
 @pytest.fixture
 def masked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    plugins.discover()
-    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))
-    monkeypatch.setattr(plugins, "_files", dict(plugins._files))
+    registry.discover()
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    monkeypatch.setattr(registry, "_files", dict(registry._files))
     (tmp_path / "masked.py").write_text(MASKED, encoding="utf-8")
-    engine._load_scenario.cache_clear()
+    one_run._load_scenario.cache_clear()
     yield tmp_path
-    engine._load_scenario.cache_clear()
+    one_run._load_scenario.cache_clear()
 
 
 def whole(**options: Any) -> Scenario:
-    return plugins.build("scenario", "stream", {"data": "digits", "n_tasks": 5, **options}, seed=0)
+    return registry.build("scenario", "stream", {"data": "digits", "n_tasks": 5, **options}, seed=0)
 
 
 # A part of a stream
@@ -195,7 +200,7 @@ def test_lists_of_numbers_are_choices_and_lists_by_type_are_not(tmp_path: Path) 
         ("strategies", 1, "regularization", 0, "strength"): (1.0, 2.0, 4.0),
         ("strategies", 2, "isolation", "parts", 0, "rank"): (1, 2, 4),
     }
-    spaces = {entry.name: tuning.choice_names(entry, tuning.space(given, entry)) for entry in given.entries}
+    spaces = {entry.name: search_space.choice_names(entry, search_space.space(given, entry)) for entry in given.entries}
     assert spaces == {
         "naive": ["lr"],
         "ridge": ["strength"],
@@ -203,11 +208,11 @@ def test_lists_of_numbers_are_choices_and_lists_by_type_are_not(tmp_path: Path) 
         "ewc+si": ["strength"],
         "lora+prototype": ["rank"],
     }
-    assert [tuning.n_trials(given, entry) for entry in given.entries] == [3, 3, 3, 3, 3]
+    assert [search_space.n_trials(given, entry) for entry in given.entries] == [3, 3, 3, 3, 3]
     (_, _, memory, ewc, lora) = given.entries
-    assert [placed.replay.memory["capacity"] for placed in tuning.variants(given, memory)] == [50, 80]  # type: ignore
-    assert [placed.regularization[0]["strength"] for placed in tuning.variants(given, ewc)] == [2.0, 4.0]  # type: ignore
-    assert [placed.isolation["parts"][0]["rank"] for placed in tuning.variants(given, lora)] == [2, 4]  # type: ignore
+    assert [placed.replay.memory["capacity"] for placed in search_space.variants(given, memory)] == [50, 80]  # type: ignore
+    assert [placed.regularization[0]["strength"] for placed in search_space.variants(given, ewc)] == [2.0, 4.0]  # type: ignore
+    assert [placed.isolation["parts"][0]["rank"] for placed in search_space.variants(given, lora)] == [2, 4]  # type: ignore
 
 
 def test_the_resolved_file_describes_the_same_search(tmp_path: Path) -> None:
@@ -216,7 +221,7 @@ def test_the_resolved_file_describes_the_same_search(tmp_path: Path) -> None:
     how = ("{tasks: 2}", "{search: optuna, trials: 4, seeds: [3]}\nseeds: [3]")
     for changes in ((), (own, ("{tasks: 2}", "{trials: 4}")), (rate, own, how)):
         given = experiment(tmp_path, *changes)
-        text = config.resolved(given)
+        text = load.resolved(given)
         assert "choices" not in text
         assert experiment(tmp_path, file=text) == given
 
@@ -230,8 +235,8 @@ def test_a_grid_is_in_the_order_of_the_file(tmp_path: Path) -> None:
     )
     given = experiment(tmp_path, *changes)
     naive, lwf = given.entries[0], given.entries[-1]
-    assert tuning.choice_names(naive, tuning.space(given, naive)) == ["weight_decay", "lr", "batch_size"]
-    chosen = tuning.choice_names(lwf, tuning.space(given, lwf))
+    assert search_space.choice_names(naive, search_space.space(given, naive)) == ["weight_decay", "lr", "batch_size"]
+    chosen = search_space.choice_names(lwf, search_space.space(given, lwf))
     assert chosen == ["weight_decay", "lr", "batch_size", "temperature", "strength"]
 
 
@@ -249,11 +254,11 @@ def test_choices_have_the_shortest_names_that_tell_them_apart() -> None:
         ("regularization", 0, "strength"): "ewc.strength",
         ("regularization", 1, "strength"): "lwf.strength",
     }
-    assert tuning.choice_names(entry, tuple(Choice(at=at) for at in called)) == list(called.values())
+    assert search_space.choice_names(entry, tuple(Choice(at=at) for at in called)) == list(called.values())
     both = tuple(Choice(at=("regularization", i, "strength")) for i in range(2))
-    assert tuning.choice_names(entry, both[:1]) == ["strength"]
+    assert search_space.choice_names(entry, both[:1]) == ["strength"]
     twins = entry.model_copy(update={"regularization": ({"name": "ewc", "strength": 1.0},) * 2})
-    assert tuning.choice_names(twins, both) == ["0.strength", "1.strength"]
+    assert search_space.choice_names(twins, both) == ["0.strength", "1.strength"]
 
 
 # What is refused
@@ -264,7 +269,7 @@ def test_unequal_trials_are_refused_unless_the_file_says_how_many(tmp_path: Path
     (line,) = refused(tmp_path, longer)  # ridge trains nothing and has nothing listed
     assert line.startswith("7:14: 3 combinations to try in naive, 6 in reservoir: list as many")
     given = experiment(tmp_path, longer, ("{tasks: 2}", "{tasks: 2, trials: 4}"))
-    assert [tuning.n_trials(given, entry) for entry in given.entries] == [3, 0, 4]
+    assert [search_space.n_trials(given, entry) for entry in given.entries] == [3, 0, 4]
     (line,) = refused(tmp_path, longer, ("references: [naive, ridge]", "references: [ridge: {strength: [1, 2]}]"))
     assert line.startswith("7:21: 2 combinations to try in ridge, 6 in reservoir")
     fixed = ("capacity: 50}", "capacity: 50}\n    train: {lr: 0.1}")
@@ -321,8 +326,8 @@ def test_another_stream_to_search_on(tmp_path: Path) -> None:
     given = experiment(tmp_path, ("{tasks: 2}", f"{{scenario: {OTHER % ''}}}\nseeds: [4, 5]"))
     assert given.tuning is not None and (given.tuning.tasks, given.tuning.seeds) == (None, (4,))
     run = search.Search(given, given.entries[0], (4,)).run(given.entries[0], 4)
-    assert [len(task.train.y) for task in engine.load_scenario(run).tasks] == [48, 49]
-    assert given.part is None and len(engine.load_scenario(given.runs()[0]).tasks) == 5
+    assert [len(task.train.y) for task in one_run.load_scenario(run).tasks] == [48, 49]
+    assert given.part is None and len(one_run.load_scenario(given.runs()[0]).tasks) == 5
 
 
 @pytest.mark.slow
@@ -350,7 +355,7 @@ def test_another_stream_that_does_not_do(tmp_path: Path, scenario: str, told: st
 def test_a_trial_is_given_the_first_tasks_and_their_validation_data(tmp_path: Path) -> None:
     given = experiment(tmp_path)
     run = search.Search(given, given.entries[0], (0,)).run(given.entries[0], 0)
-    searched, scored = engine.load_scenario(run), engine.load_scenario(given.runs()[0])
+    searched, scored = one_run.load_scenario(run), one_run.load_scenario(given.runs()[0])
     stream = whole()
     assert [task.name for task in searched.tasks] == [task.name for task in stream.tasks[:2]]
     assert [task.name for task in scored.tasks] == [task.name for task in stream.tasks[2:]]
@@ -386,8 +391,8 @@ def test_nothing_but_the_first_tasks_is_looked_at(masked: Path, monkeypatch: pyt
 
 
 def attempted(run: Any) -> search.Attempt:
-    result = engine.run(run)
-    return search.Attempt(result.metrics[tuning.OBJECTIVE], result.counts)
+    result = one_run.run(run)
+    return search.Attempt(result.metrics[search_space.OBJECTIVE], result.counts)
 
 
 # What it chooses
@@ -426,11 +431,11 @@ def test_what_was_chosen_and_how_many_trials_stand_in_the_table(
     summaries = report.summarise([Finished(result, timing) for result, timing in pairs if result is not None])
     rates = [f"{log(one)['chosen']['values']['lr']:g}" for one in (folders[0], folders[2])]
     assert [summary.label for summary in summaries] == [f"naive (lr={rates[0]})", "ridge", f"reservoir (lr={rates[1]})"]
-    text = report.markdown(summaries, "tuned")
+    text = tables.markdown(summaries, "tuned")
     assert "| bytes kept | trials |" in text
     cells = [line.split("|") for line in text.splitlines() if line.startswith("| ")]
     rows = {row[1].strip(): row[-2].strip() for row in cells}
-    assert rows[f"naive (lr={rates[0]})"] == "3" and rows["ridge"] == report.DASH
+    assert rows[f"naive (lr={rates[0]})"] == "3" and rows["ridge"] == tables.DASH
     printed = invoke("compare", "--runs", str(folder / "runs"), "--markdown")
     assert printed.exit_code == 0 and printed.stdout.strip() == text.strip()
     assert list(Store(folder / "runs").experiments()) == ["tuned"]
@@ -479,7 +484,7 @@ def test_each_seed_has_a_search_of_its_own(tmp_path: Path) -> None:
         ("strategies:", "strategies: []"), ("{tasks: 2}", "{tasks: 2}\nseeds: [0, 1]"),
     )  # fmt: skip
     folders, told = carried_out(given, tmp_path / "runs")
-    assert told == [*["trial trained"] * 3, "trained"] * 2 and tuning.planned(given) == 6
+    assert told == [*["trial trained"] * 3, "trained"] * 2 and search_space.planned(given) == 6
     (first,), (second,) = (log(folder)["saw"] for folder in folders)
     assert (first["seed"], second["seed"]) == (0, 1) and first["tasks"] != second["tasks"]
     results = [folder.result() for folder in folders]
@@ -497,7 +502,7 @@ def test_one_search_with_named_seeds_chooses_for_all(tmp_path: Path) -> None:
         ("{tasks: 2}", "{tasks: 2, seeds: [7, 8]}\nseeds: [0, 1]"),
     )  # fmt: skip
     folders, told = carried_out(given, tmp_path / "runs")
-    assert told == [*["trial trained"] * 6, "trained", "trained"] and tuning.planned(given) == 6
+    assert told == [*["trial trained"] * 6, "trained", "trained"] and search_space.planned(given) == 6
     one, other = (log(folder) for folder in folders)
     assert one == other and [saw["seed"] for saw in one["saw"]] == [7, 8]
     for trial in one["trials"]:
@@ -538,7 +543,7 @@ def test_optuna_draws_from_ranges_and_lists(tmp_path: Path) -> None:
     rate = ("[1e-3, 1e-2, 3e-2]", "{low: 1e-4, high: 1, log: true}")
     how = ("{tasks: 2}", "{search: optuna, trials: 24, seed: 1}")
     given = experiment(tmp_path, rate, how, ("capacity: 50}", "capacity: {low: 10, high: 20}}"))
-    assert [tuning.n_trials(given, entry) for entry in given.entries] == [24, 0, 24]
+    assert [search_space.n_trials(given, entry) for entry in given.entries] == [24, 0, 24]
     tried = proposed(given, "naive")
     assert tried == proposed(given, "naive") and len({*tried}) == 24
     assert all(1e-4 <= lr <= 1 for lr in tried)
@@ -614,7 +619,7 @@ def test_where_every_trial_diverges_the_strategy_fails_and_the_others_go_on(tmp_
 @pytest.mark.slow
 def test_another_error_in_a_trial_stops_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = experiment(tmp_path, ("[naive, ridge]", "[naive]"))
-    real = engine.run
+    real = one_run.run
 
     def broken(description: Any, *rest: Any) -> Any:
         if description.train.lr == 1e-2 and description.strategy.name.startswith("naive"):
@@ -622,7 +627,7 @@ def test_another_error_in_a_trial_stops_the_search(tmp_path: Path, monkeypatch: 
         return real(description, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "run", broken)
+        patch.setattr(one_run, "run", broken)
         _, told = carried_out(given, tmp_path / "runs")
     assert told == ["trial trained", "trial failed", "failed", *["trial trained"] * 3, "trained"]
     _, told = carried_out(given, tmp_path / "runs")
@@ -656,8 +661,8 @@ def test_a_tracker_is_shown_what_was_chosen_and_what_it_took(
     assert result is not None
     chosen = log(folders[0])["chosen"]
     (summary,) = report.summarise([Finished(result, folders[0].timing())])
-    parameters = projection.flatten(folders[0].description())
+    parameters = mlflow_view.flatten(folders[0].description())
     assert parameters["tuned.values.lr"] == parameters["train.lr"] == chosen["values"]["lr"]
     assert parameters["tuned.search.choices.lr"] == [1e-3, 1e-2, 3e-2]
-    points = {name: value for name, value, _ in projection.points(projection.thinned_curves([result]), summary)}
+    points = {name: value for name, value, _ in mlflow_view.points(mlflow_view.thinned_curves([result]), summary)}
     assert points["price/tuning_samples_seen"] == chosen["samples_seen"] and points["price/tuning_trials"] == 3

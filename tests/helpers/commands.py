@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from click.testing import CliRunner, Result
 
-from forgetlab.cli import main
+from forgetlab.cli.main import main
 
 
 def invoke(*arguments: object) -> Result:

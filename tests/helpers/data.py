@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from forgetlab.batch import Batch
-from forgetlab.plugins import OptionError
-from forgetlab.scenario import Dataset, dataset
+from forgetlab.data.datasets import Dataset, dataset
+from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import generator
 
 

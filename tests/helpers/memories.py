@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from forgetlab.batch import Batch
-from forgetlab.replay import Memory
+from forgetlab.replay.memory import Memory
 from forgetlab.seeding import generator
 
 Kept = TypeVar("Kept", bound=Memory)

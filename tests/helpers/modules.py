@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab.checks.backbones import samples
-from forgetlab.isolation import Isolation
+from forgetlab.isolation.module import Isolation
 from forgetlab.seeding import generator
 
 

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from forgetlab.backbones.mlp import MLP
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import tiny
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Isolation
-from forgetlab.models import MLP
-from forgetlab.network import Network, SharedNetwork
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.training.network import Network, SharedNetwork
 
 Net = TypeVar("Net", bound=Network)
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from forgetlab import plugins
-from forgetlab.plugins import Plugin
+from forgetlab.plugins import registry
+from forgetlab.plugins.registry import Plugin
 
 
 def planted(kind: str, factory: type) -> Plugin:
     """The class under a name of its own, until ``forget``."""
     name = f"planted-{factory.__name__}"
-    plugins.discover()
-    plugin = plugins._plugins[kind, name] = Plugin(kind, name, factory)
+    registry.discover()
+    plugin = registry._plugins[kind, name] = Plugin(kind, name, factory)
     return plugin
 
 
 def forget() -> None:
     """All that was planted."""
-    for key in [key for key in plugins._plugins if key[1].startswith("planted-")]:
-        del plugins._plugins[key]
+    for key in [key for key in registry._plugins if key[1].startswith("planted-")]:
+        del registry._plugins[key]

@@ -9,10 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from forgetlab import config, engine
-from forgetlab.description import Budget, Experiment, Protocol, Run, Strategy, Train
-from forgetlab.store import Result, RunFolder
-from forgetlab.yaml_file import FileErrors
+from forgetlab.config import load
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.engine import events as engine_events
+from forgetlab.engine import one_run
+from forgetlab.experiment import Budget, Experiment, Protocol, Run, Strategy, Train
+from forgetlab.results.store import Result, RunFolder
 
 
 def written(folder: Path, text: str) -> Path:
@@ -27,12 +29,12 @@ def loaded(folder: Path, text: str, *changes: tuple[str, str]) -> Experiment:
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
-    return config.load(written(folder, text))
+    return load.load(written(folder, text))
 
 
 def results(folder: Path, text: str, **how: Any) -> list[Result]:
     """Of all runs of this text, in their order: strategy by strategy, for each seed by seed."""
-    return [engine.run(run, **how) for run in loaded(folder, text).runs()]
+    return [one_run.run(run, **how) for run in loaded(folder, text).runs()]
 
 
 def told(folder: Path, text: str) -> list[tuple[str, str]]:
@@ -79,7 +81,7 @@ def learned_late(strategy: Strategy, seed: int) -> float:
     stream = {"name": "stream", "data": {"name": "digits"}, "setting": "domain-incremental", "by": "transform"}
     scenario = {**stream, "transform": {"name": "permutation"}, "n_tasks": 20}
     run = description(strategy, scenario=scenario, model={"name": "mlp", "hidden": [64]}, seed=seed)
-    accuracy = engine.run(run).accuracy
+    accuracy = one_run.run(run).accuracy
     return mean(accuracy[task][task] or 0.0 for task in range(15, 20))
 
 
@@ -104,5 +106,5 @@ def isolated(
     """A run of one entry on digits with a small vision transformer, its result, and what it stored of each task."""
     experiment = loaded(folder, ISOLATED.format(entry=entry, setting=setting, n_tasks=n_tasks, epochs=epochs))
     run, events = experiment.run(experiment.strategies[0], 0), list[Any]()
-    result = engine.run(run, events.append)
-    return run, result, [event.tensors for event in events if isinstance(event, engine.TaskEnded)]
+    result = one_run.run(run, events.append)
+    return run, result, [event.tensors for event in events if isinstance(event, engine_events.TaskEnded)]

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from forgetlab.avalanche_api import CLScenario, benchmark_from_datasets, with_classes_timeline, with_task_labels
-from forgetlab.data import TensorTask
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.avalanche.api import CLScenario, benchmark_from_datasets, with_classes_timeline, with_task_labels
+from forgetlab.avalanche.tensor_data import TensorTask
+from forgetlab.data.datasets import Samples
 from forgetlab.seeding import generator
+from forgetlab.streams.scenario import Scenario, Task
 
 
 def in_pairs(train: Sequence[Samples], test: Sequence[Samples] | None = None, told: bool = False) -> Scenario:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from forgetlab.avalanche_api import BaseLogger, CLScenario, EvaluationPlugin, SupervisedPlugin, SupervisedTemplate
-from forgetlab.data import TensorLoader
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
+from forgetlab.avalanche.api import BaseLogger, CLScenario, EvaluationPlugin, SupervisedPlugin, SupervisedTemplate
+from forgetlab.avalanche.tensor_data import TensorLoader
+from forgetlab.experiment import Budget, Train
 from forgetlab.seeding import generator, reseed
+from forgetlab.training.loop import Loop
 
 SEED = 3
 

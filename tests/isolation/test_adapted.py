@@ -10,23 +10,23 @@ import pytest
 import torch
 from torch import nn
 
-from forgetlab import plugins
-from forgetlab.adapted import Adapted, refuse_unshareable
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
 from forgetlab.checks.backbones import FAMILIES, samples, tiny
 from forgetlab.checks.common import make
 from forgetlab.checks.regime import stream
-from forgetlab.description import Budget, Train
-from forgetlab.fisher import fisher
-from forgetlab.isolation import Isolation
-from forgetlab.ledger import Ledger
-from forgetlab.loop import Loop
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.options import OptionError, OptionsError
+from forgetlab.costs.ledger import Ledger
+from forgetlab.experiment import Budget, Train
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.shared_module import Adapted, refuse_unshareable
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError, OptionsError
+from forgetlab.results.store import Result
 from forgetlab.seeding import generator
-from forgetlab.store import Result
-from forgetlab.teacher import frozen_copy
+from forgetlab.toolbox.fisher import fisher
+from forgetlab.toolbox.teacher import frozen_copy
+from forgetlab.training.loop import Loop
+from forgetlab.training.network import SharedNetwork
 from helpers import runs
 from helpers.commands import invoke
 from helpers.modules import moved
@@ -63,7 +63,7 @@ def shared(name: str) -> list[Adapted]:
     found = []
     for family in FAMILIES:
         try:
-            adapted = Adapted(tiny(family), make(plugins.find("isolation", name)))
+            adapted = Adapted(tiny(family), make(registry.find("isolation", name)))
         except (OptionError, OptionsError):
             continue
         moved(adapted.module)
@@ -75,9 +75,9 @@ def hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-@pytest.mark.parametrize("name", plugins.available("isolation"))
+@pytest.mark.parametrize("name", registry.available("isolation"))
 def test_every_module_is_shared_or_refused_with_a_reason(name: str) -> None:
-    module = make(plugins.find("isolation", name))
+    module = make(registry.find("isolation", name))
     if name in SHAREABLE:
         refuse_unshareable(module)
         assert shared(name)
@@ -100,11 +100,11 @@ class Prunes(Isolation):
 
 
 def test_what_acts_once_is_refused_also_as_a_part_of_others() -> None:
-    combined = plugins.build("isolation", "combined", {"parts": ["lora", "hat"]})
+    combined = registry.build("isolation", "combined", {"parts": ["lora", "hat"]})
     for module in (Prunes(("mlp.in",)), combined):
         with pytest.raises(OptionError, match="cannot be shared"):
             refuse_unshareable(module)
-    refuse_unshareable(plugins.build("isolation", "combined", {"parts": ["lora", "adapter"]}))
+    refuse_unshareable(registry.build("isolation", "combined", {"parts": ["lora", "adapter"]}))
 
 
 class WithBatchNorm(MLP):
@@ -121,7 +121,7 @@ class WithBatchNorm(MLP):
 
 def network(backbone: nn.Module, **options: Any) -> SharedNetwork:
     torch.manual_seed(0)
-    module = plugins.build("isolation", "lora", {"sites": ["mlp.in"], "rank": 2})
+    module = registry.build("isolation", "lora", {"sites": ["mlp.in"], "rank": 2})
     return SharedNetwork(Adapted(backbone, module), **options)
 
 
@@ -213,7 +213,7 @@ def test_gradients_reach_the_module_through_the_dense_weights() -> None:
 def test_modules_that_act_together_give_the_weights_of_each() -> None:
     """LoRA changes queries and values, IA3 keys, values left out: no weight has two changes."""
     parts = [{"name": "lora", "rank": 2}, {"name": "ia3", "sites": ["attn.k", "mlp.out"]}]
-    adapted = Adapted(tiny("vit"), plugins.build("isolation", "combined", {"parts": parts}))
+    adapted = Adapted(tiny("vit"), registry.build("isolation", "combined", {"parts": parts}))
     moved(adapted.module)
     x = samples(adapted.backbone, 1)
     torch.testing.assert_close(adapted.merged().eval()(x), adapted.eval()(x), rtol=1e-4, atol=1e-4)
@@ -299,7 +299,7 @@ def test_a_teacher_keeps_nothing_of_what_is_frozen(tmp_path: Path) -> None:
 
 
 def vit() -> nn.Module:
-    return plugins.build("model", "vit", {"width": 16, "depth": 2, "patch": 4, "heads": 2}, input_shape=(1, 8, 8))
+    return registry.build("model", "vit", {"width": 16, "depth": 2, "patch": 4, "heads": 2}, input_shape=(1, 8, 8))
 
 
 @pytest.mark.slow
@@ -316,10 +316,10 @@ def test_the_commands_say_in_words_that_there_is_one_module(tmp_path: Path) -> N
 
 def test_a_module_on_a_text_backbone_answers_the_pretraining_too() -> None:
     """States go through the module; the embedding and what is a piece of text are the backbone's."""
-    backbone = plugins.build(
+    backbone = registry.build(
         "model", "transformer", {"width": 16, "depth": 2, "heads": 2, "vocabulary": 300}, input_shape=(8,)
     )
-    adapted = Adapted(backbone, plugins.build("isolation", "lora", {"rank": 2}))
+    adapted = Adapted(backbone, registry.build("isolation", "lora", {"rank": 2}))
     ids = torch.randint(104, 300, (3, 8), generator=generator("tests", "ids"))
     before = adapted.states(ids)
     assert torch.equal(before, backbone.states(ids))
@@ -331,15 +331,15 @@ def test_a_module_on_a_text_backbone_answers_the_pretraining_too() -> None:
 
 
 def test_an_image_backbone_has_no_pieces_of_text() -> None:
-    assert not hasattr(Adapted(vit(), make(plugins.find("isolation", "lora"))), "pieces")
+    assert not hasattr(Adapted(vit(), make(registry.find("isolation", "lora"))), "pieces")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [9, 10])
 def test_the_fisher_of_a_module_is_exact_also_where_a_batch_is_as_long_as_its_prefix(n: int) -> None:
     torch.manual_seed(0)
-    vit = plugins.build("model", "vit", {"width": 16, "depth": 2, "patch": 4, "heads": 2}, input_shape=(1, 8, 8))
-    prefix = plugins.build("isolation", "prefix", {"length": 10, "hidden": 8, "layers": [0]})
+    vit = registry.build("model", "vit", {"width": 16, "depth": 2, "patch": 4, "heads": 2}, input_shape=(1, 8, 8))
+    prefix = registry.build("isolation", "prefix", {"length": 10, "hidden": 8, "layers": [0]})
     network = SharedNetwork(Adapted(vit, prefix)).eval()
     network.open(0, [0, 1, 2])
     batch = Batch(torch.rand(n, 1, 8, 8), torch.arange(n) % 3, torch.zeros(n, dtype=torch.int64))

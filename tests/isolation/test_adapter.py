@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from forgetlab.backbones.layers import Block
+from forgetlab.backbones.mlp import MLP
+from forgetlab.backbones.sites import Site
+from forgetlab.backbones.vit import ViT
 from forgetlab.checks import isolation
-from forgetlab.isolation import Isolation, Site
-from forgetlab.metrics import forgetting, learning_accuracy
-from forgetlab.models import MLP, Block, ViT
-from forgetlab.plugins import Plugin
-from forgetlab.strategies.isolation.adapter import Adapter, Bottleneck
+from forgetlab.isolation.module import Isolation
+from forgetlab.metrics.accuracy_matrix import forgetting, learning_accuracy
+from forgetlab.plugins.registry import Plugin
+from forgetlab.strategies.isolation.modules.adapters.adapter import Adapter, Bottleneck
 from helpers import runs
 from helpers.modules import attached, features
 

@@ -11,25 +11,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, relu
 
-from forgetlab import engine
+from forgetlab.avalanche.tensor_data import to_benchmark
 from forgetlab.batch import UNKNOWN
 from forgetlab.checks import classifier as contract
 from forgetlab.checks import common
-from forgetlab.classifier import Classifier, Ridge, add_samples, means
-from forgetlab.classifier import ridge as solved
-from forgetlab.closed_form import ClosedForm
-from forgetlab.competing_classes import MASK
-from forgetlab.config import load
-from forgetlab.data import to_benchmark
-from forgetlab.description import Run
-from forgetlab.learners import Context
-from forgetlab.plugins import Plugin
+from forgetlab.config.load import load
+from forgetlab.engine import one_run
+from forgetlab.experiment import Run
+from forgetlab.isolation.classifier import Classifier, Ridge, add_samples, means
+from forgetlab.isolation.classifier import ridge as solved
+from forgetlab.learners.closed_form import ClosedForm
+from forgetlab.learners.context import Context
+from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import generator
-from forgetlab.strategies.isolation.ease import EASE
-from forgetlab.strategies.isolation.ncm import NearestClassMean
-from forgetlab.strategies.isolation.ranpac import STRENGTHS, RanPAC
-from forgetlab.strategies.isolation.recursive_ridge import RecursiveRidge
-from forgetlab.strategies.isolation.slda import StreamingLDA
+from forgetlab.strategies.isolation.classifiers.ease import EASE
+from forgetlab.strategies.isolation.classifiers.ncm import NearestClassMean
+from forgetlab.strategies.isolation.classifiers.ranpac import STRENGTHS, RanPAC
+from forgetlab.strategies.isolation.classifiers.recursive_ridge import RecursiveRidge
+from forgetlab.strategies.isolation.classifiers.slda import StreamingLDA
+from forgetlab.training.competing_classes import MASK
 
 Make = Callable[[], Classifier]
 SUMS: list[Make] = [
@@ -329,12 +329,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 def context(run: Run) -> Context:
-    scenario = engine.load_scenario(run)
+    scenario = one_run.load_scenario(run)
     return Context(run, scenario, to_benchmark(scenario), torch.device("cpu"))
 
 
 def test_the_reference_and_the_strategy_are_one(runs: list[Run]) -> None:
-    reference, strategy = (engine.run(run) for run in runs[:2])
+    reference, strategy = (one_run.run(run) for run in runs[:2])
     assert reference.accuracy == strategy.accuracy
     assert reference.counts == strategy.counts
     assert (reference.metrics["average_accuracy"] or 0) > 0.7

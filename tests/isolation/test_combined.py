@@ -9,15 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from forgetlab import engine, plugins
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.config import load
-from forgetlab.isolated import IsolatedNetwork, Merged
-from forgetlab.metrics import forgetting, learning_accuracy
-from forgetlab.plugins import OptionError, Plugin
-from forgetlab.strategies.isolation.combined import Combined
-from forgetlab.strategies.isolation.prefix import Prefix
+from forgetlab.config.load import load
+from forgetlab.engine import one_run
+from forgetlab.isolation.network import IsolatedNetwork, Merged
+from forgetlab.metrics.accuracy_matrix import forgetting, learning_accuracy
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import Plugin
+from forgetlab.strategies.isolation.modules.combined import Combined
+from forgetlab.strategies.isolation.modules.prompts.prefix import Prefix
 from helpers.modules import attached, features
 
 ON_VALUES: dict[str, Any] = {"name": "lora", "rank": 2, "sites": ["attn.v"]}
@@ -45,7 +47,7 @@ def mam(tmp_path: Path, scale: float) -> Any:
 @pytest.mark.slow
 def test_mam_is_a_list_of_two_in_a_scenario_file(tmp_path: Path) -> None:
     experiment = mam(tmp_path, 4.0)
-    result = engine.run(experiment.run(experiment.strategies[0], 0), lambda event: None)
+    result = one_run.run(experiment.run(experiment.strategies[0], 0), lambda event: None)
     assert forgetting(result.accuracy) == 0.0
     assert (learning_accuracy(result.accuracy) or 0) > 0.8  # chance is 0.5
     prefix = 30 * 16 + 16 * 512 + 512 + 512 * 2 * 16 + 2 * 16
@@ -56,7 +58,7 @@ def test_mam_without_scale_is_its_prefix_to_the_bit(tmp_path: Path) -> None:
     for scale in (0.0, 4.0):
         spec = dict(mam(tmp_path, scale).strategies[0].isolation)
         backbone = tiny("vit")
-        both = attached(plugins.build("isolation", spec.pop("name"), spec), backbone, spread=0.3)
+        both = attached(registry.build("isolation", spec.pop("name"), spec), backbone, spread=0.3)
         alone = attached(Prefix(length=30), backbone, spread=0.3)
         alone.load_state_dict(both.members[0].state_dict())
         same = torch.equal(features(both, backbone), features(alone, backbone))

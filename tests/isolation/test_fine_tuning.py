@@ -11,25 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab.attachment import standing_in
-from forgetlab.avalanche_api import SupervisedPlugin
+from forgetlab.avalanche.api import SupervisedPlugin
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
+from forgetlab.backbones.sites import Site
 from forgetlab.checks.backbones import FAMILIES, samples, tiny
 from forgetlab.checks.isolation import start, train
-from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
-from forgetlab.isolation import Isolation, OptionError, Site
-from forgetlab.loop import Loop
-from forgetlab.models import MLP
-from forgetlab.plugins import Plugin, arguments
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.data.datasets import Samples
+from forgetlab.experiment import Budget, Train
+from forgetlab.isolation.attachment import standing_in
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork, IsolationPlugin
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import Plugin, arguments
 from forgetlab.seeding import generator
-from forgetlab.strategies.isolation.bitfit import BitFit
-from forgetlab.strategies.isolation.full import Full
-from forgetlab.strategies.isolation.gradual import Gradual
-from forgetlab.strategies.isolation.ia3 import IA3
-from forgetlab.strategies.isolation.linear_probe import LinearProbe
-from forgetlab.strategies.isolation.selective import Selective
+from forgetlab.strategies.isolation.modules.adapters.ia3 import IA3
+from forgetlab.strategies.isolation.modules.whole.bitfit import BitFit
+from forgetlab.strategies.isolation.modules.whole.full import Full
+from forgetlab.strategies.isolation.modules.whole.gradual import Gradual
+from forgetlab.strategies.isolation.modules.whole.linear_probe import LinearProbe
+from forgetlab.strategies.isolation.modules.whole.selective import Selective
+from forgetlab.streams.scenario import Scenario, Task
+from forgetlab.training.loop import Loop
 from helpers.modules import attached, features, moved
 from helpers.networks import isolated
 

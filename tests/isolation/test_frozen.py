@@ -9,19 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import engine, frozen
+from forgetlab.avalanche.tensor_data import Source
+from forgetlab.backbones.sites import blocks
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.description import Budget, Protocol, Strategy
-from forgetlab.frozen import FrozenWork, Source
-from forgetlab.sites import blocks
+from forgetlab.engine import one_run
+from forgetlab.experiment import Budget, Protocol, Strategy
+from forgetlab.isolation import frozen_features
+from forgetlab.isolation.frozen_features import FrozenWork
 from helpers.runs import description
 
 
 @pytest.fixture(autouse=True)
 def _nothing_kept() -> Iterator[None]:
-    frozen.forget()
+    frozen_features.forget()
     yield
-    frozen.forget()
+    frozen_features.forget()
 
 
 class Counting:
@@ -54,7 +56,7 @@ def test_what_lies_above_is_not_computed() -> None:
     x, count = samples(backbone, 0), Counting(backbone)
     FrozenWork(backbone).entering(backbone, Source.all(x), 1)
     assert (count.first, count.last) == (len(x), len(x))  # of two blocks: the last is where it stops
-    entered = frozen.entering_block(backbone, x, 1)
+    entered = frozen_features.entering_block(backbone, x, 1)
     after = []
     blocks(backbone)[0].register_forward_hook(
         lambda _, __, left: after.append(left[0] if isinstance(left, tuple) else left)
@@ -75,7 +77,7 @@ def test_equal_data_share_their_work_and_other_backbones_do_not() -> None:
     assert not torch.equal(FrozenWork(other).features(other, Source.all(x)), kept)
     assert count.first == len(x)
     FrozenWork(one, "of another size").features(one, Source.all(x))
-    assert len(frozen._kept) == 3
+    assert len(frozen_features._kept) == 3
 
 
 def test_other_samples_never_get_what_was_computed_of_the_first() -> None:
@@ -95,7 +97,7 @@ def test_the_values_do_not_depend_on_who_asks_first() -> None:
     backbone = tiny("bert")
     x = samples(backbone, 0, n=150)
     straight = FrozenWork(backbone).features(backbone, Source.all(x))
-    frozen.forget()
+    frozen_features.forget()
     rows = torch.randperm(150)
     work = FrozenWork(backbone)
     mixed = torch.cat([work.features(backbone, Source(x, some)) for some in rows.split(7)])
@@ -110,20 +112,20 @@ def test_beyond_the_bound_it_goes_to_disk_and_beyond_that_the_oldest_go(
     x = samples(backbone, 0, n=100)
     in_memory = FrozenWork(backbone).taps(backbone, Source.all(x))
     size = sum(tap.nbytes for tap in in_memory)
-    frozen.forget()
+    frozen_features.forget()
     monkeypatch.setenv("FORGETLAB_CACHE", str(tmp_path))
     monkeypatch.setenv("FORGETLAB_MEMORY", str(size / 2 / 2**30))
     work = FrozenWork(backbone)
     on_disk = work.taps(backbone, Source.all(x))
     assert all(torch.equal(a, b) for a, b in zip(on_disk, in_memory, strict=True))
-    (kept,) = frozen._kept.values()
-    assert kept.file is not None and frozen.in_memory() == 0
+    (kept,) = frozen_features._kept.values()
+    assert kept.file is not None and frozen_features.in_memory() == 0
     assert sum(path.stat().st_size for path in tmp_path.rglob("*.bin")) == size
     for seed in range(1, 6):
         work.taps(backbone, Source.all(samples(backbone, seed, n=100)))
-    assert frozen.kept_bytes() <= 8 * size / 2
+    assert frozen_features.kept_bytes() <= 8 * size / 2
     del kept
-    frozen.forget()
+    frozen_features.forget()
     assert not list(tmp_path.rglob("*.bin"))  # a file goes with what it kept
 
 
@@ -140,7 +142,7 @@ def run(reuse: bool, strategy: Strategy) -> tuple[list, dict]:
         protocol=Protocol(task_known_at_test=False, budget=Budget(epochs=2)),
         reuse_frozen=reuse,
     )
-    result = engine.run(one)
+    result = one_run.run(one)
     return result.accuracy, {name: result.scores[name] for name in ("router_accuracy",) if name in result.scores}
 
 
@@ -152,12 +154,12 @@ def test_a_run_comes_to_the_same_with_and_without() -> None:
     (kept, kept_routes), (live, live_routes) = run(True, TOP), run(False, TOP)
     assert kept_routes == live_routes
     assert kept == live
-    assert frozen._kept  # and something was kept
+    assert frozen_features._kept  # and something was kept
 
 
 @pytest.mark.slow
 def test_a_run_is_the_same_to_the_bit_whatever_ran_before() -> None:
     first = run(True, TOP)
     assert run(True, TOP) == first
-    frozen.forget()
+    frozen_features.forget()
     assert run(True, TOP) == first

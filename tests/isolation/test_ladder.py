@@ -11,16 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from forgetlab import torchvision_ops
+from forgetlab.avalanche.tensor_data import Source
+from forgetlab.backbones.encoders import TextEncoder
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.cost import measure
-from forgetlab.encoders import TextEncoder
-from forgetlab.frozen import FrozenWork, Source
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Isolation
-from forgetlab.plugins import OptionError
-from forgetlab.strategies.isolation.ladder import Ladder
-from forgetlab.strategies.isolation.lora import LoRA
+from forgetlab.costs.training_step import measure
+from forgetlab.isolation.frozen_features import FrozenWork
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.plugins.options import OptionError
+from forgetlab.strategies.isolation.modules.adapters.ladder import Ladder
+from forgetlab.strategies.isolation.modules.low_rank.lora import LoRA
 from helpers.modules import attached
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import checks
-from forgetlab.checks import isolation
+from forgetlab.backbones.sites import Site
+from forgetlab.checks import common, isolation, promises
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.isolation import OptionError, Site
-from forgetlab.plugins import Plugin
-from forgetlab.strategies.isolation.lora import LoRA
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import Plugin
+from forgetlab.strategies.isolation.modules.low_rank.lora import LoRA
 
 RANK, ALPHA = 4, 6.0
 PEFTS = {"attn.q": "query", "attn.v": "value"}
@@ -182,8 +182,8 @@ def pissa(rank: int = RANK, sites: tuple[Any, ...] = ("attn.q", "attn.v")) -> Lo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", checks.CHECKS["isolation"])
-def test_pissa_keeps_the_promises_too(check: checks.Check) -> None:
+@pytest.mark.parametrize("check", promises.CHECKS["isolation"])
+def test_pissa_keeps_the_promises_too(check: common.Check) -> None:
     check(Plugin("isolation", "pissa", pissa))
 
 

@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from forgetlab.backbones.sites import Site
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Isolation, Site
-from forgetlab.metrics import learning_accuracy
-from forgetlab.strategies.isolation.inflora import InfLoRA
-from forgetlab.strategies.isolation.lora import LoRA
-from forgetlab.strategies.isolation.o_lora import OLoRA
-from forgetlab.strategies.isolation.sd_lora import SDLoRA
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.metrics.accuracy_matrix import learning_accuracy
+from forgetlab.strategies.isolation.modules.low_rank.inflora import InfLoRA
+from forgetlab.strategies.isolation.modules.low_rank.lora import LoRA
+from forgetlab.strategies.isolation.modules.low_rank.o_lora import OLoRA
+from forgetlab.strategies.isolation.modules.low_rank.sd_lora import SDLoRA
 from helpers import runs
 from helpers.networks import isolated
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from forgetlab.backbones.layers import Block
+from forgetlab.backbones.vit import ViT
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.models import Block, ViT
-from forgetlab.plugins import Plugin
-from forgetlab.strategies.isolation.mad_x import MADX
+from forgetlab.plugins.registry import Plugin
+from forgetlab.strategies.isolation.modules.adapters.mad_x import MADX
 from helpers.networks import isolated
 
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from forgetlab import plugins, torchvision_ops
+from forgetlab import torchvision_ops
+from forgetlab.backbones.mlp import MLP
 from forgetlab.checks import merger as checks
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.merger import Changes, Merger
-from forgetlab.models import MLP
-from forgetlab.options import OptionError, OptionsError
-from forgetlab.plugins import Plugin
+from forgetlab.isolation.merger import Changes, Merger
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError, OptionsError
+from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import drawn_from, generator
 
 PLACE = "blocks-0.weight"
@@ -43,7 +44,7 @@ def peft() -> Any:
 
 
 def merger(name: str, **options: Any) -> Merger:
-    return plugins.build("merger", name, options)
+    return registry.build("merger", name, options)
 
 
 def merged(name: str, *rows: Sequence[float], **options: Any) -> list[float]:
@@ -62,7 +63,7 @@ def equal(one: Changes, other: Changes, within: float = 0.0) -> bool:
 
 
 def test_all_that_are_registered_are_tested_here() -> None:
-    assert set(FAITHFUL) == set(plugins.available("merger"))
+    assert set(FAITHFUL) == set(registry.available("merger"))
 
 
 def test_the_average_is_the_mean_of_all_tasks() -> None:
@@ -285,7 +286,7 @@ def test_a_network_answers_with_the_merged_weights(name: str, options: dict[str,
     """Of three LoRAs: the backbone's weights, with what the merger makes of the products B A added by hand."""
     with drawn_from("test of mergers"):
         backbone = MLP((4,), (5, 5))
-        lora = partial(plugins.build, "isolation", "lora", {"sites": ["mlp.in"], "rank": 2})
+        lora = partial(registry.build, "isolation", "lora", {"sites": ["mlp.in"], "rank": 2})
         network = IsolatedNetwork(copy.deepcopy(backbone), lora, merger=merger(name, **options), task_known=False)
         for task in range(3):
             network.open(task, [2 * task, 2 * task + 1])

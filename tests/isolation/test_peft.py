@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import isolation as contract
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.config import load
-from forgetlab.plugins import OptionError, Plugin
-from forgetlab.scenario_file import FileErrors
-from forgetlab.strategies.isolation.lora import LoRA
-from forgetlab.strategies.isolation.peft import PEFT
+from forgetlab.config.load import load
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.isolation import module as contract
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import Plugin
+from forgetlab.strategies.isolation.modules.low_rank.lora import LoRA
+from forgetlab.strategies.isolation.modules.peft import PEFT
 from helpers.modules import attached
 
 ATTENTION = ["attn.q", "attn.k", "attn.v"]

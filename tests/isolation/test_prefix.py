@@ -13,15 +13,17 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import checks
-from forgetlab.checks import isolation
+from forgetlab.backbones.layers import Attention, Block, Positions
+from forgetlab.backbones.mlp import MLP
+from forgetlab.backbones.sites import Site
+from forgetlab.backbones.vit import ViT
+from forgetlab.checks import common, isolation, promises
 from forgetlab.checks.backbones import FAMILIES, tiny
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Site
-from forgetlab.metrics import forgetting, learning_accuracy
-from forgetlab.models import MLP, Attention, Block, Positions, ViT
-from forgetlab.plugins import OptionError, Plugin
-from forgetlab.strategies.isolation.prefix import Prefix
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.metrics.accuracy_matrix import forgetting, learning_accuracy
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import Plugin
+from forgetlab.strategies.isolation.modules.prompts.prefix import Prefix
 from helpers import runs
 from helpers.modules import features
 
@@ -180,8 +182,8 @@ def flat_prefix(length: PositiveInt = LENGTH) -> Prefix:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", checks.CHECKS["isolation"])
-def test_a_flat_prefix_keeps_the_promises_too(check: checks.Check) -> None:
+@pytest.mark.parametrize("check", promises.CHECKS["isolation"])
+def test_a_flat_prefix_keeps_the_promises_too(check: common.Check) -> None:
     check(Plugin("isolation", "flat", flat_prefix))
 
 

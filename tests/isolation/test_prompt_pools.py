@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from forgetlab.backbones.vit import ViT
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import HEADS, LAYERS, WIDTH, samples, tiny
-from forgetlab.isolation import OptionError
-from forgetlab.models import ViT
-from forgetlab.plugins import Plugin
-from forgetlab.strategies.isolation.coda_prompt import CODAPrompt
-from forgetlab.strategies.isolation.dual_prompt import DualPrompt
-from forgetlab.strategies.isolation.l2p import L2P
-from forgetlab.strategies.isolation.prefix import Prefix
-from forgetlab.strategies.isolation.prompt import Prompt
+from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.registry import Plugin
+from forgetlab.strategies.isolation.modules.prompts.coda_prompt import CODAPrompt
+from forgetlab.strategies.isolation.modules.prompts.dual_prompt import DualPrompt
+from forgetlab.strategies.isolation.modules.prompts.l2p import L2P
+from forgetlab.strategies.isolation.modules.prompts.prefix import Prefix
+from forgetlab.strategies.isolation.modules.prompts.prompt import Prompt
 from helpers import runs
 from helpers.modules import attached
 from helpers.networks import isolated

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import HEADS, LAYERS, WIDTH, samples, tiny
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Isolation, OptionError
-from forgetlab.strategies.isolation.deep_prompt import DeepPrompt
-from forgetlab.strategies.isolation.p_tuning import PTuning
-from forgetlab.strategies.isolation.prefix import Prefix
-from forgetlab.strategies.isolation.prompt import Prompt
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.plugins.options import OptionError
+from forgetlab.strategies.isolation.modules.prompts.deep_prompt import DeepPrompt
+from forgetlab.strategies.isolation.modules.prompts.p_tuning import PTuning
+from forgetlab.strategies.isolation.modules.prompts.prefix import Prefix
+from forgetlab.strategies.isolation.modules.prompts.prompt import Prompt
 from helpers.modules import attached
 
 LENGTH = 3

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import checks, quantisation
+from forgetlab.checks import common, promises
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.plugins import Plugin
-from forgetlab.quantisation import DYNAMIC, LINEAR8, NF4, dequantised, quantised, quantised_linear
-from forgetlab.strategies.isolation.qlora import QLoRA
+from forgetlab.isolation import quantisation
+from forgetlab.isolation.quantisation import DYNAMIC, LINEAR8, NF4, dequantised, quantised, quantised_linear
+from forgetlab.plugins.registry import Plugin
+from forgetlab.strategies.isolation.modules.low_rank.qlora import QLoRA
 
 
 def weight(rows: int = 40, columns: int = 192) -> Tensor:
@@ -171,6 +172,6 @@ def eight(rank: int = 4, sites: tuple[Any, ...] = ("attn.q", "mlp.in")) -> QLoRA
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", checks.CHECKS["isolation"])
-def test_8_bits_keep_the_promises_too(check: checks.Check) -> None:
+@pytest.mark.parametrize("check", promises.CHECKS["isolation"])
+def test_8_bits_keep_the_promises_too(check: common.Check) -> None:
     check(Plugin("isolation", "eight", eight))

@@ -9,23 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import SupervisedPlugin
+from forgetlab.avalanche.api import SupervisedPlugin
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.checks import router as checks
-from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.frozen import FrozenWork
-from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
-from forgetlab.isolation import Router
-from forgetlab.loop import Loop
-from forgetlab.models import MLP
-from forgetlab.plugins import Plugin
-from forgetlab.scenario import Samples, Scenario
+from forgetlab.data.datasets import Samples
+from forgetlab.experiment import Budget, Train
+from forgetlab.isolation.frozen_features import FrozenWork
+from forgetlab.isolation.network import IsolatedNetwork, IsolationPlugin
+from forgetlab.isolation.router import Router
+from forgetlab.plugins import registry
+from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import drawn_from, generator
+from forgetlab.streams.scenario import Scenario
+from forgetlab.training.loop import Loop
 from helpers.streams import in_pairs
 from helpers.training import learn
 
-ROUTERS = plugins.available("router")
+ROUTERS = registry.available("router")
 OF_FEATURES = ("prototype", "mahalanobis", "kmeans", "key_query")
 N_TASKS, WIDTH = 3, 6
 
@@ -68,7 +69,7 @@ class Bench:
             backbone = MLP((WIDTH,), (8,))
         self.network = IsolatedNetwork(
             backbone,
-            lambda: plugins.build("isolation", "lora", {"sites": ["mlp.in"], "rank": 1}),
+            lambda: registry.build("isolation", "lora", {"sites": ["mlp.in"], "rank": 1}),
             router=router,
             task_known=False,
             work=FrozenWork(backbone, "traps") if kept else None,
@@ -140,7 +141,7 @@ def no_lie_changes_a_route(bench: Bench) -> None:
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_the_current_experience_is_not_read(name: str) -> None:
-    no_lie_changes_a_route(Bench(plugins.build("router", name)))
+    no_lie_changes_a_route(Bench(registry.build("router", name)))
 
 
 def test_a_router_that_reads_the_current_experience_is_found() -> None:
@@ -153,7 +154,7 @@ def test_a_router_that_reads_the_current_experience_is_found() -> None:
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_network_routes_each_sample_for_itself(name: str) -> None:
     """Through backbone and modules too: shuffled, alone, and in batches of one task; and whatever task is told."""
-    network = Bench(plugins.build("router", name)).network.eval()
+    network = Bench(registry.build("router", name)).network.eval()
     # the samples come from no loop
     x = torch.cat([task.test.x for task in stream().tasks])
     truth = torch.arange(N_TASKS).repeat_interleave(40)
@@ -175,7 +176,7 @@ def gaussians(distance: float, n: int, name: str) -> tuple[Tensor, Tensor, Tenso
 
 
 def fitted(name: str, features: Tensor, labels: Tensor, tasks: Tensor) -> Router:
-    router: Router = plugins.build("router", name)
+    router: Router = registry.build("router", name)
     for task in tasks.unique().tolist():
         router.fit(task, features[tasks == task], labels[tasks == task])
     return router
@@ -209,7 +210,7 @@ class BatchVote(Router):
     """The break: the batch goes where most of its samples belong, as in the official code of L2P."""
 
     def __init__(self) -> None:
-        self.nearest: Router = plugins.build("router", "prototype")
+        self.nearest: Router = registry.build("router", "prototype")
 
     def fit(self, task: int, features: Tensor, labels: Tensor) -> None:
         self.nearest.fit(task, features, labels)
@@ -220,14 +221,14 @@ class BatchVote(Router):
 
 @pytest.mark.parametrize("check", [checks.routes_each_sample_for_itself, checks.a_pure_batch_is_no_help])
 def test_a_router_that_votes_by_batch_is_found(check: Callable[[Plugin], None]) -> None:
-    check(Plugin("router", "prototype", plugins.find("router", "prototype").factory))
+    check(Plugin("router", "prototype", registry.find("router", "prototype").factory))
     with pytest.raises(AssertionError, match="changes a route"):
         check(Plugin("router", "vote", BatchVote))
 
 
 def test_the_vote_knows_the_task_of_pure_batches_and_of_no_others() -> None:
     """What the leak is worth: with batches of one task it seems to infer all that the samples alone do not tell."""
-    voting, alone = BatchVote(), plugins.build("router", "prototype")
+    voting, alone = BatchVote(), registry.build("router", "prototype")
     train, test = gaussians(1.5, 200, "train"), gaussians(1.5, 200, "test")
     for router in (voting, alone):
         for task in range(4):

@@ -15,22 +15,22 @@ from sklearn.covariance import EmpiricalCovariance, ShrunkCovariance
 from torch import Tensor
 from torch.nn import functional as F
 
-from forgetlab import engine
-from forgetlab.assembly import built
 from forgetlab.checks import router as router_checks
-from forgetlab.description import Run
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Isolation, Router
-from forgetlab.plugins import Plugin
+from forgetlab.engine import one_run
+from forgetlab.experiment import Run
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.isolation.router import Router
+from forgetlab.plugins.registry import Plugin, built
+from forgetlab.results.store import Result
 from forgetlab.seeding import drawn_from, generator
-from forgetlab.store import Result
-from forgetlab.strategies.isolation.entropy import LowestEntropy, normalised_entropy
-from forgetlab.strategies.isolation.key_query import KeyQuery
-from forgetlab.strategies.isolation.kmeans import KMeansKeys, clusters
-from forgetlab.strategies.isolation.lora import LoRA
-from forgetlab.strategies.isolation.mahalanobis import Mahalanobis
-from forgetlab.strategies.isolation.max_probability import LargestProbability, log_doubt
-from forgetlab.strategies.isolation.union import UnionOfHeads
+from forgetlab.strategies.isolation.modules.low_rank.lora import LoRA
+from forgetlab.strategies.isolation.routers.entropy import LowestEntropy, normalised_entropy
+from forgetlab.strategies.isolation.routers.key_query import KeyQuery
+from forgetlab.strategies.isolation.routers.kmeans import KMeansKeys, clusters
+from forgetlab.strategies.isolation.routers.mahalanobis import Mahalanobis
+from forgetlab.strategies.isolation.routers.max_probability import LargestProbability, log_doubt
+from forgetlab.strategies.isolation.routers.union import UnionOfHeads
 from helpers import runs
 
 NO_FEATURES = torch.empty(1, 0)
@@ -380,7 +380,7 @@ def test_a_run_on_digits_routes_as_its_stored_modules_say(
     rows = result.scores["router_accuracy"]
     assert rows[0][0] == 1.0  # one task is known
     shares = []
-    for i, task in enumerate(engine.load_scenario(description).tasks):
+    for i, task in enumerate(one_run.load_scenario(description).tasks):
         shares.append((by_hand(stored_answers(description, stored, task.test.x)) == i).double().mean().item())
     assert rows[-1] == pytest.approx(shares)
     assert sum(shares) / 5 > 0.25  # chance is 0.2

@@ -9,18 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import checks
-from forgetlab.attachment import standing_in
-from forgetlab.checks import isolation
+from forgetlab.checks import isolation, promises
 from forgetlab.checks.backbones import samples
 from forgetlab.checks.isolation import loss, start, train
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.metrics import forgetting
-from forgetlab.plugins import Plugin
+from forgetlab.isolation.attachment import standing_in
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.metrics.accuracy_matrix import forgetting
+from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import drawn_from, generator
-from forgetlab.strategies.isolation.diff_pruning import DiffPruning
-from forgetlab.strategies.isolation.hat import HAT
-from forgetlab.strategies.isolation.packnet import PackNet
+from forgetlab.strategies.isolation.modules.masks.diff_pruning import DiffPruning
+from forgetlab.strategies.isolation.modules.masks.hat import HAT
+from forgetlab.strategies.isolation.modules.masks.packnet import PackNet
 from helpers import runs
 from helpers.networks import isolated
 
@@ -456,9 +455,9 @@ def test_a_run_on_digits_forgets_nothing(tmp_path: Any, method: str) -> None:
     assert forgetting(result.accuracy) == 0.0
 
 
-@pytest.mark.parametrize("check", checks.CHECKS["isolation"])
+@pytest.mark.parametrize("check", promises.CHECKS["isolation"])
 def test_a_sequence_of_whole_models_keeps_the_promises_too(check: Any) -> None:
-    from forgetlab.strategies.isolation.full import Full
+    from forgetlab.strategies.isolation.modules.whole.full import Full
 
     with isolation.only_on("vit"):
         check(Plugin("isolation", "sequence", lambda: Full("previous")))

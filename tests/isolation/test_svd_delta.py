@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from forgetlab.backbones.sites import Site
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Site
-from forgetlab.plugins import Plugin
-from forgetlab.strategies.isolation.svd_delta import SVDDelta
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.plugins.registry import Plugin
+from forgetlab.strategies.isolation.modules.low_rank.svd_delta import SVDDelta
 
 RANK = 3
 ROLES = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.out")

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from forgetlab.backbones.layers import Block
+from forgetlab.backbones.sites import Site
+from forgetlab.backbones.vit import ViT
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.isolation import Site
-from forgetlab.models import Block, ViT
-from forgetlab.strategies.isolation.pfeiffer import Pfeiffer
-from forgetlab.strategies.isolation.unified import Unified
+from forgetlab.strategies.isolation.modules.adapters.pfeiffer import Pfeiffer
+from forgetlab.strategies.isolation.modules.adapters.unified import Unified
 from helpers.modules import attached, features
 
 WIDTH = 16

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from forgetlab import engine
-from forgetlab.answering import answers_of_tasks, undisturbed
-from forgetlab.avalanche_api import SupervisedPlugin, stock_plugin
-from forgetlab.config import load
-from forgetlab.learners import Learner, Sequential
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
+from forgetlab.avalanche.api import SupervisedPlugin, stock_plugin
+from forgetlab.backbones.mlp import MLP
+from forgetlab.config.load import load
+from forgetlab.engine import one_run
+from forgetlab.learners.learner import Learner
+from forgetlab.learners.one_pass_evaluation import answers_of_tasks, undisturbed
+from forgetlab.learners.sequential import Sequential
 from forgetlab.seeding import generator
+from forgetlab.training.network import SharedNetwork
 
 FILE = """
 name: answers
@@ -33,7 +34,7 @@ def rows(folder: Path, entry: str, setting: str, head: str = "growing") -> list[
     path = folder / "file.yaml"
     path.write_text(FILE.format(entry=entry, setting=setting, head=head), encoding="utf-8")
     (run,) = load(path).runs()
-    return engine.run(run).accuracy
+    return one_run.run(run).accuracy
 
 
 @pytest.mark.slow

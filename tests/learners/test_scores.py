@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from forgetlab import engine
-from forgetlab.competing_classes import MASK
-from forgetlab.description import Protocol, Run, Strategy, Train
-from forgetlab.scenario import Scenario
-from forgetlab.scores import auroc, log_loss, macro_f1, scored
+from forgetlab.engine import one_run
+from forgetlab.experiment import Protocol, Run, Strategy, Train
+from forgetlab.learners.scores import auroc, log_loss, macro_f1, scored
 from forgetlab.seeding import generator
+from forgetlab.streams.scenario import Scenario
+from forgetlab.training.competing_classes import MASK
 from helpers import runs
 
 LOGITS = torch.tensor([[2.0, 1.0, MASK], [0.0, 3.0, MASK], [1.0, 0.5, MASK], [0.2, 0.1, MASK]])
@@ -53,11 +53,11 @@ REPLAY = Strategy(name="er", replay={"memory": {"name": "reservoir", "capacity":
 def test_prequential_accuracy_is_that_of_the_weights_before_each_step() -> None:
     """Against a loop of our own that asks first and trains then."""
     description = run(NAIVE, online=True)
-    result = engine.run(description)
-    scenario: Scenario = engine.load_scenario(description)
+    result = one_run.run(description)
+    scenario: Scenario = one_run.load_scenario(description)
     first, last = torch.nn.Linear(64, 16), torch.nn.Linear(16, 10)
     model = torch.nn.Sequential(torch.nn.Flatten(), first, torch.nn.ReLU(), last)
-    start = engine.make_learner(description)
+    start = one_run.make_learner(description)
     start.prepare(context(description))
     network = start.network  # type: ignore[attr-defined]
     first.load_state_dict(dict(zip(("weight", "bias"), network.backbone.parameters(), strict=True)))
@@ -78,17 +78,17 @@ def test_prequential_accuracy_is_that_of_the_weights_before_each_step() -> None:
 
 
 def context(description: Run) -> Any:
-    from forgetlab.data import to_benchmark
-    from forgetlab.learners import Context
+    from forgetlab.avalanche.tensor_data import to_benchmark
+    from forgetlab.learners.context import Context
 
-    scenario = engine.load_scenario(description)
+    scenario = one_run.load_scenario(description)
     return Context(description, scenario, to_benchmark(scenario), torch.device("cpu"))
 
 
 def test_replayed_samples_do_not_count_as_new_ones() -> None:
     """The second task's samples alone: no answer of a model that is fixed to the first task's classes is right."""
     description = run(REPLAY.model_copy(update={"train": {"lr": 1e-12}}), online=True)
-    learner = engine.make_learner(description)
+    learner = one_run.make_learner(description)
     learner.prepare(context(description.model_copy(update={"train": Train(batch_size=32, lr=1e-12)})))
     network = learner.network  # type: ignore[attr-defined]
     with torch.no_grad():
@@ -99,17 +99,17 @@ def test_replayed_samples_do_not_count_as_new_ones() -> None:
 
 
 def test_a_stream_that_is_not_online_has_none() -> None:
-    result = engine.run(run(NAIVE))
+    result = one_run.run(run(NAIVE))
     assert result.prequential_accuracy == [] and "prequential_accuracy" not in result.metrics
 
 
 def test_evaluating_on_validation_data_never_touches_test_data(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(NAIVE, validation=0.25)
     chosen = whole.model_copy(update={"protocol": Protocol(evaluate_on="validation")})
-    scenario = engine.load_scenario(whole)
+    scenario = one_run.load_scenario(whole)
     parts = [task.validation for task in scenario.tasks]
-    result = engine.run(chosen)
+    result = one_run.run(chosen)
     assert result.test_sizes == [len(part.y) for part in parts if part is not None]
-    for task, part in zip(engine.load_scenario(chosen).tasks, parts, strict=True):
+    for task, part in zip(one_run.load_scenario(chosen).tasks, parts, strict=True):
         assert part is not None and torch.equal(task.test.x, part.x) and task.validation is None
     assert result.protocol["evaluate_on"] == "validation"

@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from forgetlab import tfidf as module
-from forgetlab.competing_classes import MASK
-from forgetlab.config import load
-from forgetlab.data import to_benchmark
-from forgetlab.description import Run
-from forgetlab.learners import Context
-from forgetlab.plugins import OptionError
-from forgetlab.scenario import Samples, Scenario
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.tokenizer import PADDING
+from forgetlab.config.load import load
+from forgetlab.data.datasets import Samples
+from forgetlab.experiment import Run
+from forgetlab.learners import tfidf as module
+from forgetlab.learners.context import Context
+from forgetlab.learners.tfidf import Tfidf, conjugate_gradients, counted, fitted, smooth_idf, stacked, weighted
+from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import generator
-from forgetlab.text import PADDING
-from forgetlab.tfidf import Tfidf, conjugate_gradients, counted, fitted, smooth_idf, stacked, weighted
+from forgetlab.streams.scenario import Scenario
+from forgetlab.training.competing_classes import MASK
 from helpers.streams import in_pairs
 
 VOCABULARY, LENGTH = 60, 12

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from forgetlab import averages, metrics
-from forgetlab.definitions import METRICS, NEEDS, describe_metric
-from forgetlab.scores import SCORES
+from forgetlab.learners.scores import SCORES
+from forgetlab.metrics import accuracy_matrix, averages
+from forgetlab.metrics.definitions import METRICS, NEEDS, describe_metric
 
 
 def test_the_register_is_complete():
-    own = set(metrics.own_metrics([[0.5]], [None]))
-    relative = set(metrics.relative_metrics([[0.5]], None, None, 0.5))
+    own = set(accuracy_matrix.own_metrics([[0.5]], [None]))
+    relative = set(accuracy_matrix.relative_metrics([[0.5]], None, None, 0.5))
     of_scores = {"router_accuracy", "accuracy_given_route", *SCORES}
     assert set(METRICS) == own | relative | of_scores | {"pretrained_forgetting", "prequential_accuracy"}
     for name, metric in METRICS.items():
-        assert metric.compute is getattr(averages if name in of_scores else metrics, name)
+        assert metric.compute is getattr(averages if name in of_scores else accuracy_matrix, name)
         assert metric.needs in NEEDS
         assert all((metric.title, metric.formula, metric.meaning, metric.differs))
         assert "arXiv:" in metric.source or "doi:" in metric.source

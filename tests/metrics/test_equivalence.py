@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from forgetlab.equivalence import Difference, Sample, difference, verdict
+from forgetlab.metrics.equivalence import Difference, Sample, difference, verdict
 
 OURS, THEIRS = [0.71, 0.74, 0.69, 0.75, 0.72], [0.70, 0.73, 0.71, 0.78, 0.69, 0.74, 0.70, 0.72]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from forgetlab.statistics import Interval, disjoint, equivalent, paired_interval, t_interval
+from forgetlab.metrics.intervals import Interval, disjoint, equivalent, paired_interval, t_interval
 
 VALUES = [0.91, 0.87, 0.93, 0.9, 0.88]
 

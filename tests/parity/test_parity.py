@@ -8,12 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import (
-    CLScenario,
-    SupervisedPlugin,
-    stock_plugin,
-)
+from forgetlab.avalanche.api import CLScenario, SupervisedPlugin, stock_plugin
+from forgetlab.plugins import registry
 from helpers import training
 from helpers.networks import bare
 from helpers.streams import opposed, under_one_label
@@ -52,7 +48,7 @@ def test_a_stock_plugin_does_in_our_loop_what_it_does_in_avalanches(spec: dict[s
 
 
 def test_lwf_is_avalanches() -> None:
-    ours = in_our_loop(plugins.build("regularizer", "lwf", {"strength": 2.0}))
+    ours = in_our_loop(registry.build("regularizer", "lwf", {"strength": 2.0}))
     theirs = in_avalanche(stock_plugin({"plugin": "LwFPlugin", "alpha": 2.0}))
     print(f"LwF: {difference(ours, theirs):.2g}")
     assert difference(ours, theirs) < TOLERANCE
@@ -92,7 +88,7 @@ def test_si_is_avalanches_without_its_cap(repaired: pytest.MonkeyPatch) -> None:
             importance.data = importance.data.clamp(min=0)  # as the authors' code does
 
     repaired.setattr(SynapticIntelligence, "update_ewc_data", staticmethod(uncapped))
-    ours = in_our_loop(plugins.build("regularizer", "si", {"strength": 1.0, "xi": 0.1}), 2)
+    ours = in_our_loop(registry.build("regularizer", "si", {"strength": 1.0, "xi": 0.1}), 2)
     theirs = in_avalanche(stock_plugin(SI), 2)
     print(f"SI: {difference(ours, theirs):.2g}")
     assert difference(ours, theirs) < TOLERANCE
@@ -105,7 +101,7 @@ def test_avalanches_cap_is_far_below_the_importances(repaired: pytest.MonkeyPatc
     plugin: Any = stock_plugin(SI)
     in_avalanche(plugin, 1)
     importance = torch.cat([one.data for one in plugin.ewc_data[1].values()])
-    ours: Any = plugins.build("regularizer", "si")
+    ours: Any = registry.build("regularizer", "si")
     in_our_loop(ours, 1)
     true = torch.cat([one.flatten() for one in ours.importance.values()])
     assert importance.max() == pytest.approx(0.001)

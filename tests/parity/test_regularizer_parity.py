@@ -12,15 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import (
-    BaseLogger,
-    CLScenario,
-    EvaluationPlugin,
-    SupervisedPlugin,
-    stock_plugin,
-)
+from forgetlab.avalanche.api import BaseLogger, CLScenario, EvaluationPlugin, SupervisedPlugin, stock_plugin
 from forgetlab.batch import Batch
+from forgetlab.plugins import registry
 from helpers import training
 from helpers.streams import opposed, under_one_label
 from helpers.training import SEED, Stock, Weights, difference, weights
@@ -77,7 +71,7 @@ def stock(spec: dict[str, Any]) -> Any:
 
 
 def ours(name: str, **options: Any) -> Any:
-    return plugins.build("regularizer", name, options)
+    return registry.build("regularizer", name, options)
 
 
 def same_way(mine: Any, theirs: Any, batch_size: int, tasks: int = 3, model: nn.Module | None = None) -> float:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from forgetlab import config, plugins
-from forgetlab.yaml_file import FileErrors
+from forgetlab.config import load
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.plugins import registry
 from helpers.runs import told
 
 BEGIN = "name: x\nscenario: split_digits\nmodel: {name: mlp, hidden: [8]}\n"
@@ -88,9 +89,9 @@ class Cone:
 @pytest.fixture
 def plugin_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The line that names a file of plug-ins; what it registers is forgotten after the test."""
-    plugins.discover()
-    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))
-    monkeypatch.setattr(plugins, "_files", {})
+    registry.discover()
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    monkeypatch.setattr(registry, "_files", {})
     (tmp_path / "mine.py").write_text(PLUGIN, encoding="utf-8")
     return "plugins: [./mine.py]\n"
 
@@ -231,7 +232,7 @@ def test_what_is_wrong_with_nested_data_is_told_where_it_stands(tmp_path: Path) 
     data = "{name: table, path: birds.csv, label: specis}"
     path.write_text(f"name: x\nmodel: mlp\nscenario:\n  name: stream\n  data: {data}\n")
     with pytest.raises(FileErrors) as refused:
-        config.load(path)
+        load.load(path)
     assert "scenario.yaml:5:47: birds.csv has no column 'specis'; did you mean 'species'?" in str(refused.value)
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from forgetlab import plugins
-from forgetlab.config import load
-from forgetlab.yaml_file import FileErrors
+from forgetlab.config.load import load
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.plugins import registry
 
 FILE = """
 name: told
@@ -86,8 +86,8 @@ AT_ANY_TIME = {"l2_sp"}  # they hold weights to where the stream began, whatever
 def test_every_method_says_what_it_needs() -> None:
     untold = set()
     for kind in ("memory", "sampler", "rehearsal", "regularizer", "projection", "regime", "isolation", "router"):
-        for name in plugins.available(kind):
-            needs = getattr(plugins.find(kind, name).factory, "needs", frozenset())
+        for name in registry.available(kind):
+            needs = getattr(registry.find(kind, name).factory, "needs", frozenset())
             assert needs <= {"boundaries", "passes"}
             if kind not in ("memory", "sampler", "rehearsal") and "boundaries" not in needs:
                 untold.add(name)

@@ -10,15 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import checks, plugins
-from forgetlab.checks import common, isolation, memory, regularizer, rehearsal, router, task_end
+from forgetlab.avalanche.tensor_data import batches
+from forgetlab.backbones.sites import Site
+from forgetlab.checks import common, isolation, memory, promises, regularizer, rehearsal, router, task_end
 from forgetlab.checks import scenario as scenario_checks
-from forgetlab.data import batches
-from forgetlab.isolation import Isolation, Router, Site
-from forgetlab.plugins import Plugin
-from forgetlab.regularization import Regularizer
-from forgetlab.replay import MASK, Memory, Rehearsal
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.data.datasets import Samples
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.router import Router
+from forgetlab.plugins import registry
+from forgetlab.plugins.registry import Plugin
+from forgetlab.regularization.regularizer import Regularizer
+from forgetlab.replay.memory import Memory
+from forgetlab.replay.rehearsal import Rehearsal
+from forgetlab.streams.scenario import Scenario, Task
+from forgetlab.training.competing_classes import MASK
 from helpers.planted import planted
 
 pytestmark = pytest.mark.usefixtures("plugins_as_before")
@@ -32,21 +37,21 @@ SLOW = {  # plug-ins and checks
 }
 
 
-def promise(plugin: Plugin, check: checks.Check) -> Any:
+def promise(plugin: Plugin, check: common.Check) -> Any:
     marks = [pytest.mark.slow] if SLOW & {plugin.name, check.__name__} else []
     return pytest.param(plugin, check, id=f"{plugin.kind}-{plugin.name}-{check.__name__}", marks=marks)
 
 
 EVERYTHING = [
     promise(plugin, check)
-    for kind in plugins.KINDS
-    for plugin in (plugins.find(kind, name) for name in plugins.available(kind))
-    for check in checks.checks(plugin)
+    for kind in registry.KINDS
+    for plugin in (registry.find(kind, name) for name in registry.available(kind))
+    for check in promises.checks_of(plugin)
 ]
 
 
 @pytest.mark.parametrize(("plugin", "check"), EVERYTHING)
-def test_a_registered_plugin_keeps_its_promises(plugin: Plugin, check: checks.Check) -> None:
+def test_a_registered_plugin_keeps_its_promises(plugin: Plugin, check: common.Check) -> None:
     check(plugin)
 
 
@@ -111,21 +116,21 @@ BROKEN_MODULES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("check", checks.CHECKS["isolation"])
-def test_a_good_module_passes(check: checks.Check) -> None:
+@pytest.mark.parametrize("check", promises.CHECKS["isolation"])
+def test_a_good_module_passes(check: common.Check) -> None:
     check(planted("isolation", GoodModule))
 
 
 @pytest.mark.parametrize(("broken", "check", "message"), BROKEN_MODULES)
-def test_a_broken_module_is_found(broken: type, check: checks.Check, message: str) -> None:
+def test_a_broken_module_is_found(broken: type, check: common.Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(planted("isolation", broken))
 
 
 def test_a_backbone_left_in_training_mode_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen parameters are not isolation: BatchNorm's statistics leak between tasks."""
-    from forgetlab.isolated import IsolatedNetwork
-    from forgetlab.models import MLP
+    from forgetlab.backbones.mlp import MLP
+    from forgetlab.isolation.network import IsolatedNetwork
 
     def backbone(_: str) -> MLP:
         mlp = MLP((1, 8, 8), hidden=(16,))
@@ -145,7 +150,7 @@ def test_a_backbone_left_in_training_mode_is_found(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_a_missing_freeze_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from forgetlab.isolated import IsolatedNetwork
+    from forgetlab.isolation.network import IsolatedNetwork
 
     start = IsolatedNetwork.__init__
 
@@ -259,8 +264,8 @@ class MovesStatistics(L2):
         super().consolidate(model, data)
 
 
-@pytest.mark.parametrize("check", checks.CHECKS["regularizer"])
-def test_a_good_regularizer_passes(check: checks.Check) -> None:
+@pytest.mark.parametrize("check", promises.CHECKS["regularizer"])
+def test_a_good_regularizer_passes(check: common.Check) -> None:
     check(planted("regularizer", L2))
 
 
@@ -280,7 +285,7 @@ def test_a_good_regularizer_passes(check: checks.Check) -> None:
         (MovesStatistics, task_end.looks_in_evaluation_mode, "running_mean is moved"),
     ],
 )
-def test_a_broken_regularizer_is_found(broken: type, check: checks.Check, message: str) -> None:
+def test_a_broken_regularizer_is_found(broken: type, check: common.Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(planted("regularizer", broken))
 
@@ -336,8 +341,8 @@ class EndsInTrainingMode(KeepsTheFirst):
             model(batch.x, batch.task)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("check", checks.CHECKS["memory"])
-def test_a_good_memory_passes(check: checks.Check) -> None:
+@pytest.mark.parametrize("check", promises.CHECKS["memory"])
+def test_a_good_memory_passes(check: common.Check) -> None:
     check(planted("memory", KeepsTheFirst))
 
 
@@ -353,7 +358,7 @@ def test_a_good_memory_passes(check: checks.Check) -> None:
         (EndsInTrainingMode, task_end.looks_in_evaluation_mode, "asked in training mode"),
     ],
 )
-def test_a_broken_memory_is_found(broken: type, check: checks.Check, message: str) -> None:
+def test_a_broken_memory_is_found(broken: type, check: common.Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(planted("memory", broken))
 
@@ -399,8 +404,8 @@ class EndsTheTaskInTrainingMode(Both):
         model.train()(kept.x, kept.task)
 
 
-@pytest.mark.parametrize("check", checks.CHECKS["rehearsal"])
-def test_a_good_rehearsal_passes(check: checks.Check) -> None:
+@pytest.mark.parametrize("check", promises.CHECKS["rehearsal"])
+def test_a_good_rehearsal_passes(check: common.Check) -> None:
     check(planted("rehearsal", Both))
 
 
@@ -414,7 +419,7 @@ def test_a_good_rehearsal_passes(check: checks.Check) -> None:
         (EndsTheTaskInTrainingMode, task_end.looks_in_evaluation_mode, "asked in training mode"),
     ],
 )
-def test_a_broken_rehearsal_is_found(broken: type, check: checks.Check, message: str) -> None:
+def test_a_broken_rehearsal_is_found(broken: type, check: common.Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(planted("rehearsal", broken))
 
@@ -489,7 +494,7 @@ def test_a_broken_stream_is_found(
 
 
 def test_samples_that_carry_what_is_not_told_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from forgetlab.data import to_benchmark
+    from forgetlab.avalanche.tensor_data import to_benchmark
 
     monkeypatch.setattr(scenario_checks, "to_benchmark", lambda scenario: to_benchmark(scenario, told=True))
     with pytest.raises(AssertionError, match="the test samples of task 0 carry"):

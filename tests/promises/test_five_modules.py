@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import attachment, plugins
 from forgetlab.checks.backbones import samples, tiny
 from forgetlab.checks.isolation import loss, start
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Isolation
+from forgetlab.isolation import attachment
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.plugins import registry
 
 KINDS = ("lora", "adapter", "prefix", "bitfit", "deep_prompt")
 
@@ -24,12 +25,12 @@ KINDS = ("lora", "adapter", "prefix", "bitfit", "deep_prompt")
 def texts() -> Tensor:
     """(16, 24) token ids of real articles"""
     given = {"data": {"name": "bbc_news", "max_length": 24}, "n_tasks": 5, "samples_per_task": 16}
-    return plugins.build("scenario", "stream", given, seed=0).tasks[0].train.x
+    return registry.build("scenario", "stream", given, seed=0).tasks[0].train.x
 
 
 def network(backbone: nn.Module) -> IsolatedNetwork:
     kinds: Iterator[str] = iter(KINDS)
-    return IsolatedNetwork(backbone, lambda: plugins.build("isolation", next(kinds)))
+    return IsolatedNetwork(backbone, lambda: registry.build("isolation", next(kinds)))
 
 
 def nothing(_: int) -> None: ...
@@ -68,7 +69,7 @@ def answers_stay(backbone: nn.Module, x: Tensor) -> None:
 
     trained(model, x, look)
     assert [type(model.module_of(task)).__name__ for task in first] == [
-        type(plugins.build("isolation", kind)).__name__ for kind in KINDS
+        type(registry.build("isolation", kind)).__name__ for kind in KINDS
     ]
     for name, tensor in backbone.state_dict().items():
         assert torch.equal(tensor, before[name]), f"training moved the backbone's {name}"
@@ -91,7 +92,7 @@ def copies_stand_alone(backbone: nn.Module, x: Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def encoder(texts: Tensor) -> nn.Module:
-    return plugins.build("model", "minilm", {}, input_shape=tuple(texts.shape[1:]))
+    return registry.build("model", "minilm", {}, input_shape=tuple(texts.shape[1:]))
 
 
 @pytest.mark.slow
@@ -119,7 +120,7 @@ class Normed(nn.Module):
 
 def test_a_batch_norm_left_in_training_mode_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     x = samples(tiny("bert"), 0)
-    monkeypatch.setattr("forgetlab.checks.isolation.samples", lambda backbone, seed: x)
+    monkeypatch.setattr("forgetlab.checks.promises.isolation.samples", lambda backbone, seed: x)
     answers_stay(Normed(), x)
     monkeypatch.setattr(IsolatedNetwork, "train", nn.Module.train)
     with pytest.raises(AssertionError, match="changed task"):

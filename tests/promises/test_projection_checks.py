@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import checks, plugins
-from forgetlab.checks import common, projection
-from forgetlab.plugins import Plugin
-from forgetlab.regularization import Projection, Tensors
+from forgetlab.checks import common, projection, promises
+from forgetlab.plugins import registry
+from forgetlab.plugins.registry import Plugin
+from forgetlab.regularization.keeper import Tensors
+from forgetlab.regularization.projection import Projection
 
 
 class Off(Projection):
@@ -123,9 +124,9 @@ class TooShort(WithReference):
     share = 0.5
 
 
-@pytest.mark.parametrize("check", checks.CHECKS["projection"])
+@pytest.mark.parametrize("check", promises.CHECKS["projection"])
 @pytest.mark.parametrize("good", [Off, WithReference])
-def test_a_good_projection_passes(good: type, check: checks.Check) -> None:
+def test_a_good_projection_passes(good: type, check: common.Check) -> None:
     check(Plugin("projection", "good", good))
 
 
@@ -149,7 +150,7 @@ def test_a_good_projection_passes(good: type, check: checks.Check) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_broken_projection_is_found(broken: type, check: checks.Check, message: str) -> None:
+def test_a_broken_projection_is_found(broken: type, check: common.Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(Plugin("projection", "broken", broken))
 
@@ -172,10 +173,10 @@ METHODS: Mapping[str, dict[str, Any]] = {"agem": {}, "gem": {}, "ogd": {"samples
 @pytest.mark.parametrize("name", METHODS)
 def test_a_projection_runs_in_a_plain_avalanche_script(name: str, naive: list[float]) -> None:
     """Its domain-incremental tasks all carry the label 0: what is old is told by when it came."""
-    method = plugins.build("projection", name, METHODS[name])
+    method = registry.build("projection", name, METHODS[name])
     found = [method]
     if method.references != "none":
-        method.memory = plugins.build("memory", "task_ring", {"capacity": 90})
+        method.memory = registry.build("memory", "task_ring", {"capacity": 90})
         method.memory.joins = False
         found = [method.memory, method]
     final = in_a_script(*found)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import checks
-from forgetlab.checks import common, regime
-from forgetlab.fisher import trainable
-from forgetlab.options import OptionError
-from forgetlab.regularization import Batch, Regime
+from forgetlab.batch import Batch
+from forgetlab.checks import common, promises, regime
+from forgetlab.plugins.options import OptionError
+from forgetlab.regularization.regime import Regime
+from forgetlab.toolbox.fisher import trainable
 from helpers.planted import planted
 
 pytestmark = pytest.mark.usefixtures("plugins_as_before")
@@ -111,8 +111,8 @@ class TakesACallbacksName(Pulls):
     after: float = 0.0
 
 
-@pytest.mark.parametrize("check", checks.CHECKS["regime"])
-def test_a_good_regime_passes(check: checks.Check) -> None:
+@pytest.mark.parametrize("check", promises.CHECKS["regime"])
+def test_a_good_regime_passes(check: common.Check) -> None:
     check(planted("regime", Pulls))
 
 
@@ -132,7 +132,7 @@ def test_a_good_regime_passes(check: checks.Check) -> None:
         (TakesACallbacksName, common.names_no_strange_callback, "takes these for callbacks, by their names: after"),
     ],
 )
-def test_a_broken_regime_is_found(broken: type, check: checks.Check, message: str) -> None:
+def test_a_broken_regime_is_found(broken: type, check: common.Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(planted("regime", broken))
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from forgetlab.checks import regularizer as checks
 from forgetlab.checks.common import Check
-from forgetlab.fisher import trainable
-from forgetlab.plugins import Plugin
-from forgetlab.regularization import Regularizer, quadratic
+from forgetlab.plugins.registry import Plugin
+from forgetlab.regularization.regularizer import Regularizer, quadratic
+from forgetlab.toolbox.fisher import trainable
 
 
 class ToTheStart(Regularizer):

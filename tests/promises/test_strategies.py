@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from forgetlab.store import Result
+from forgetlab.results.store import Result
 from helpers import runs
 from helpers.runs import final
 

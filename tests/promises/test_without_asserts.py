@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab.classifier import FromSums, means
+from forgetlab.isolation.classifier import FromSums, means
 from forgetlab.isolation import Isolation, Router, Site
-from forgetlab.merger import Merger
+from forgetlab.isolation.merger import Merger
 from forgetlab.plugins import register
 from forgetlab.regularization import Regularizer
 from forgetlab.replay import Memory, Rehearsal, Sampler

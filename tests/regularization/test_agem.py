@@ -9,19 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import (
-    CLScenario,
-    SupervisedPlugin,
-    stock_plugin,
-)
+from forgetlab.avalanche.api import CLScenario, SupervisedPlugin, stock_plugin
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
-from forgetlab.data import to_benchmark
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.regularization import logits
-from forgetlab.replay import Memory
+from forgetlab.plugins import registry
+from forgetlab.replay.memory import Memory
 from forgetlab.seeding import generator, reseed
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.network import SharedNetwork
 from helpers.networks import bare
 from helpers.runs import final, results
 from helpers.streams import in_pairs, opposed, under_one_label
@@ -33,7 +29,7 @@ PARTS = opposed("agem", SIZE, TASKS)
 
 def agem(**changes: Any) -> Any:
     """The method, or one with methods changed."""
-    kind = plugins.find("projection", "agem").factory
+    kind = registry.find("projection", "agem").factory
     return type("Changed", (kind,), changes)() if changes else kind()  # type: ignore[arg-type]
 
 
@@ -48,7 +44,7 @@ def trained(
 
 def beside(projection: Any, capacity: int = SIZE * TASKS, ratio: float = 1e3, name: str = "reservoir") -> list[Any]:
     """A memory, by default of all samples, which all make each reference, and a projection by it."""
-    memory: Memory = plugins.build("memory", name, {"capacity": capacity, "ratio": ratio})
+    memory: Memory = registry.build("memory", name, {"capacity": capacity, "ratio": ratio})
     memory.joins, projection.memory = False, memory
     return [memory, projection]
 

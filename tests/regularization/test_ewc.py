@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from forgetlab import plugins
 from forgetlab.batch import Batch
 from forgetlab.checks.regularizer import batch, moved, network
-from forgetlab.fisher import Variant, fisher
+from forgetlab.plugins import options as plugins_options
+from forgetlab.plugins import registry
+from forgetlab.toolbox.fisher import Variant, fisher
 
 NOTHING = Batch(torch.zeros(0), torch.zeros(0), torch.zeros(0))
 ALPHA = 0.3
@@ -31,7 +32,7 @@ def three_tasks(method: Any, variant: Variant = "exact") -> tuple[Tensor, list[d
 
 
 def merged(**options: Any) -> Any:
-    return plugins.build("regularizer", "online_ewc", {"merge": "mean", "gamma": ALPHA, **options})
+    return registry.build("regularizer", "online_ewc", {"merge": "mean", "gamma": ALPHA, **options})
 
 
 def test_merged_ewc_is_facils() -> None:
@@ -44,7 +45,7 @@ def test_merged_ewc_is_facils() -> None:
 
 
 def test_merged_ewc_is_online_ewc_at_another_strength() -> None:
-    mean, sum_ = merged(), plugins.build("regularizer", "online_ewc", {"gamma": ALPHA})
+    mean, sum_ = merged(), registry.build("regularizer", "online_ewc", {"gamma": ALPHA})
     torch.testing.assert_close(three_tasks(mean)[0], (1 - ALPHA) / ALPHA * three_tasks(sum_)[0])
 
 
@@ -55,7 +56,7 @@ def test_a_mean_that_forgets_its_share_would_be_found() -> None:
 
 
 def test_a_mean_in_which_no_task_has_a_share_is_refused() -> None:
-    with pytest.raises(plugins.OptionError, match="no task has a share"):
+    with pytest.raises(plugins_options.OptionError, match="no task has a share"):
         merged(gamma=1.0)
 
 
@@ -63,7 +64,7 @@ def test_a_mean_in_which_no_task_has_a_share_is_refused() -> None:
 @pytest.mark.parametrize("name", ["ewc", "online_ewc"])
 def test_the_variant_named_in_the_file_is_the_one_taken(name: str, variant: Variant) -> None:
     """And with one task, the penalty is 1/2 sum F (theta - theta~)^2 for both."""
-    method, model = plugins.build("regularizer", name, {"fisher": variant}), network().eval()
+    method, model = registry.build("regularizer", name, {"fisher": variant}), network().eval()
     expected = fisher(model, [batch(0)], variant)
     last = {n: p.detach().clone() for n, p in model.named_parameters()}
     method.consolidate(model, [batch(0)])

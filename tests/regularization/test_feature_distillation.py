@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.regularization import logits
+from forgetlab.plugins import registry
 from forgetlab.seeding import drawn_from, generator
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.network import SharedNetwork
 from helpers.data import two_classes
 from helpers.networks import opened
 
@@ -33,7 +33,7 @@ def network(tasks: int = 1, **options: Any) -> SharedNetwork:
 
 
 def built(**options: Any) -> Any:
-    return plugins.build("regularizer", "feature_distillation", options)
+    return registry.build("regularizer", "feature_distillation", options)
 
 
 def in_the_second_task(**options: Any) -> tuple[Any, SharedNetwork, SharedNetwork]:

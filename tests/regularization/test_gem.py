@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import (
-    stock_plugin,
-)
+from forgetlab.avalanche.api import stock_plugin
 from forgetlab.batch import Batch
-from forgetlab.replay import Memory
+from forgetlab.plugins import registry
+from forgetlab.replay.memory import Memory
 from forgetlab.seeding import generator
 from helpers.memories import contents, fill
 from helpers.networks import bare
@@ -28,7 +26,7 @@ RIDGE = 1e-3  # Avalanche's
 
 
 def gem(margin: float = 0.5, ridge: float = 0.0) -> Any:
-    return plugins.build("projection", "gem", {"margin": margin, "ridge": ridge})
+    return registry.build("projection", "gem", {"margin": margin, "ridge": ridge})
 
 
 def projected(g: Tensor, references: Tensor, **options: float) -> Tensor:
@@ -114,7 +112,7 @@ def trained(*found: Any) -> list[Weights]:
 
 
 def beside(projection: Any, capacity: int = SIZE * TASKS) -> list[Any]:
-    memory: Memory = plugins.build("memory", "task_ring", {"capacity": capacity})
+    memory: Memory = registry.build("memory", "task_ring", {"capacity": capacity})
     memory.joins, projection.memory = False, memory
     return [memory, projection]
 
@@ -180,7 +178,7 @@ def test_a_reference_for_each_task_that_ended(monkeypatch: pytest.MonkeyPatch) -
 
 def ring(tasks: list[int], batch_size: int, capacity: int = 12) -> list[int]:
     """What is kept of samples of these tasks, of three classes each."""
-    memory: Memory = plugins.build("memory", "task_ring", {"capacity": capacity})
+    memory: Memory = registry.build("memory", "task_ring", {"capacity": capacity})
     return contents(fill(memory, [i % 3 for i in range(len(tasks))], batch_size, tasks=tasks))
 
 
@@ -194,7 +192,7 @@ def test_task_ring_keeps_the_last_samples_of_each_task(batch_size: int) -> None:
 
 def test_a_ring_by_class_would_keep_others() -> None:
     """The deliberate break: equal shares of the classes are not those of the tasks."""
-    kept = plugins.build("memory", "ring", {"capacity": 12})
+    kept = registry.build("memory", "ring", {"capacity": 12})
     task = torch.tensor([0] * 30 + [1] * 20)
     rows = torch.arange(50)
     kept.store(Batch(rows.float()[:, None], torch.where(task == 0, 0, rows % 3), task), rows[:, None], generator("r"))

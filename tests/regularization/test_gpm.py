@@ -11,23 +11,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import SupervisedPlugin
+from forgetlab.avalanche.api import SupervisedPlugin
+from forgetlab.avalanche.tensor_data import to_benchmark
 from forgetlab.backbones.cnn import CNN
+from forgetlab.backbones.mlp import MLP
 from forgetlab.backbones.transformer import Transformer
+from forgetlab.backbones.vit import ViT
 from forgetlab.batch import Batch
-from forgetlab.data import to_benchmark
-from forgetlab.models import MLP, ViT
-from forgetlab.network import SharedNetwork
-from forgetlab.regularization import chosen, entering, logits
-from forgetlab.scenario import Samples
+from forgetlab.data.datasets import Samples
+from forgetlab.plugins import registry
 from forgetlab.seeding import generator, reseed
+from forgetlab.toolbox.projection_math import chosen, entering
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.network import SharedNetwork
 from helpers.runs import finals
 from helpers.streams import in_pairs
 from helpers.training import learned
 
 SIZE = 24  # of a task
-KIND = plugins.find("projection", "gpm").factory
+KIND = registry.find("projection", "gpm").factory
 
 
 def gpm(threshold: float = 1.0, increase: float = 0.0, samples: int = SIZE, kind: Any = KIND) -> Any:

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from forgetlab import plugins
 from forgetlab.batch import Batch
 from forgetlab.checks.regularizer import moved, network
+from forgetlab.plugins import registry
 
 NOTHING = Batch(torch.zeros(0), torch.zeros(0), torch.zeros(0))
 
 
 def built(name: str, **options: Any) -> Any:
-    return plugins.build("regularizer", name, options)
+    return registry.build("regularizer", name, options)
 
 
 def value(method: Any, model: nn.Module) -> float:

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import SupervisedPlugin
+from forgetlab.avalanche.api import SupervisedPlugin
+from forgetlab.batch import Batch
 from forgetlab.checks.regime import network, trained
 from forgetlab.checks.regularizer import moved
-from forgetlab.description import Strategy
-from forgetlab.network import SharedNetwork
-from forgetlab.regularization import Batch, Regularizer
+from forgetlab.experiment import Strategy
+from forgetlab.plugins import registry
+from forgetlab.regularization.regularizer import Regularizer
+from forgetlab.training.network import SharedNetwork
 from helpers.runs import learned_late
 
 NOTHING = Batch(torch.zeros(1), torch.zeros(1), torch.zeros(1))
@@ -22,7 +23,7 @@ STRENGTH, RATE = 0.05, 0.1
 
 
 def l2_init(strength: float = STRENGTH) -> Any:
-    return plugins.build("regularizer", "l2_init", {"strength": strength})
+    return registry.build("regularizer", "l2_init", {"strength": strength})
 
 
 class ByHand(SupervisedPlugin):

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
 from forgetlab.checks import regularizer as checks
-from forgetlab.competing_classes import MASK
-from forgetlab.learners import byte_count
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.plugins import Plugin
-from forgetlab.regularization import frozen_copy, logits
+from forgetlab.costs.ledger import byte_count
+from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import generator
-from forgetlab.strategies.regularization.lwf import LwF
+from forgetlab.strategies.regularization.penalties.lwf import LwF
+from forgetlab.toolbox.teacher import frozen_copy, logits
+from forgetlab.training.competing_classes import MASK
+from forgetlab.training.network import SharedNetwork
 from helpers import networks
 from helpers.data import two_classes
 from helpers.networks import opened

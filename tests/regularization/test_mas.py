@@ -9,19 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import competing_classes, plugins
+from forgetlab.backbones.vit import ViT
 from forgetlab.batch import Batch
 from forgetlab.checks.regularizer import batch, moved, network
-from forgetlab.fisher import RULES, sensitivity
-from forgetlab.models import ViT
-from forgetlab.network import SharedNetwork
-from forgetlab.regularization import logits
+from forgetlab.plugins import registry
+from forgetlab.toolbox.fisher import RULES, sensitivity
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training import competing_classes
+from forgetlab.training.network import SharedNetwork
 
 NOTHING = Batch(torch.zeros(0), torch.zeros(0), torch.zeros(0))
 
 
 def mas(**options: Any) -> Any:
-    return plugins.build("regularizer", "mas", options)
+    return registry.build("regularizer", "mas", options)
 
 
 def one_by_one(model: nn.Module, batch: Batch) -> dict[str, Tensor]:

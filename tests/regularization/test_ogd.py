@@ -11,27 +11,29 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import SupervisedPlugin
+from forgetlab.avalanche.api import SupervisedPlugin
+from forgetlab.avalanche.tensor_data import batches, to_benchmark
+from forgetlab.backbones.mlp import MLP
+from forgetlab.backbones.vit import ViT
 from forgetlab.batch import Batch
-from forgetlab.data import batches, to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.learners import byte_count
-from forgetlab.loop import Loop
-from forgetlab.models import MLP, ViT
-from forgetlab.network import SharedNetwork
-from forgetlab.regularization import chosen, logits, true_logit_gradients
-from forgetlab.scenario import Samples
+from forgetlab.costs.ledger import byte_count
+from forgetlab.data.datasets import Samples
+from forgetlab.experiment import Budget, Train
+from forgetlab.plugins import registry
 from forgetlab.seeding import generator, reseed
+from forgetlab.toolbox.projection_math import chosen, true_logit_gradients
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.loop import Loop
+from forgetlab.training.network import SharedNetwork
 from helpers.runs import finals
 from helpers.streams import in_pairs
 
 SIZE = 24  # of a task
-KIND = plugins.find("projection", "ogd").factory
+KIND = registry.find("projection", "ogd").factory
 
 
 def ogd(samples: int = SIZE) -> Any:
-    return plugins.build("projection", "ogd", {"samples": samples})
+    return registry.build("projection", "ogd", {"samples": samples})
 
 
 def part(task: int, width: int = 6) -> Samples:

@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from forgetlab import plugins
 from forgetlab.batch import Batch
 from forgetlab.checks.regularizer import batch, moved, network
-from forgetlab.fisher import fisher
-from forgetlab.network import SharedNetwork
+from forgetlab.plugins import options as plugins_options
+from forgetlab.plugins import registry
+from forgetlab.toolbox.fisher import fisher
+from forgetlab.training.network import SharedNetwork
 
 EMPTY = torch.zeros(0)
 NOTHING = Batch(EMPTY, EMPTY, EMPTY)
 
 
 def method(**options: Any) -> Any:
-    return plugins.find("regularizer", "online_ewc").factory(**options)
+    return registry.find("regularizer", "online_ewc").factory(**options)
 
 
 def three_tasks(gamma: float) -> tuple[Any, SharedNetwork, list[dict[str, Tensor]], dict[str, Tensor]]:
@@ -52,7 +53,7 @@ def test_old_fishers_fade_by_gamma_with_each_task() -> None:
 
 def test_ewc_has_a_centre_for_each_task_and_differs() -> None:
     one, model, _, _ = three_tasks(gamma=1.0)
-    other, again = plugins.find("regularizer", "ewc").factory(), network().eval()
+    other, again = registry.find("regularizer", "ewc").factory(), network().eval()
     for task in range(3):
         other.consolidate(again, [batch(task)])
         moved(again)
@@ -62,7 +63,7 @@ def test_ewc_has_a_centre_for_each_task_and_differs() -> None:
 
 
 def test_after_one_task_it_is_ewc() -> None:
-    one, other, model = method(), plugins.find("regularizer", "ewc").factory(), network().eval()
+    one, other, model = method(), registry.find("regularizer", "ewc").factory(), network().eval()
     for regularizer in (one, other):
         regularizer.consolidate(model, [batch(0)])
     moved(model)
@@ -76,5 +77,5 @@ def test_what_is_kept_does_not_grow_with_the_tasks() -> None:
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.1])
 def test_gamma_is_a_share(gamma: float) -> None:
-    with pytest.raises(plugins.OptionsError, match="gamma"):
-        plugins.resolve("regularizer", "online_ewc", {"gamma": gamma})
+    with pytest.raises(plugins_options.OptionsError, match="gamma"):
+        registry.resolve("regularizer", "online_ewc", {"gamma": gamma})

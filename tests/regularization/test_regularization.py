@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from forgetlab.regularization import quadratic
+from forgetlab.regularization.regularizer import quadratic
 
 
 def test_the_quadratic_and_its_gradient_are_those_of_the_formula() -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import plugins
 from forgetlab.batch import Batch
 from forgetlab.checks.regularizer import trained
-from forgetlab.network import SharedNetwork
-from forgetlab.regularization import logits
-from forgetlab.store import Result
+from forgetlab.plugins import registry
+from forgetlab.results.store import Result
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.network import SharedNetwork
 from helpers import runs
 
 FILE = """
@@ -147,10 +147,10 @@ class Reader(nn.Module):
         return self.layer(self.tokens(x).mean(1)).tanh()
 
 
-@pytest.mark.parametrize("name", plugins.available("regularizer"))
+@pytest.mark.parametrize("name", registry.available("regularizer"))
 def test_each_reads_token_ids(name: str) -> None:
     torch.manual_seed(0)
-    method, model = plugins.build("regularizer", name), SharedNetwork(Reader())
+    method, model = registry.build("regularizer", name), SharedNetwork(Reader())
     model.open(0, [0, 1, 2])
     x = torch.tensor([[1, 2, 1, 0], [4, 4, 4, 0], [2, 1, 5, 6]])
     one = Batch(x, torch.arange(3), torch.zeros(3, dtype=torch.int64))

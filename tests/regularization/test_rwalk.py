@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
 from forgetlab.batch import Batch
 from forgetlab.checks.regularizer import batch, consolidated, moved, network
-from forgetlab.fisher import fisher
-from forgetlab.plugins import Plugin
-from forgetlab.regularization import Walk, scaled
+from forgetlab.plugins import registry
+from forgetlab.plugins.registry import Plugin
+from forgetlab.toolbox.fisher import fisher
+from forgetlab.toolbox.path_integral import Walk, scaled
 
 NOTHING = Batch(torch.zeros(0), torch.zeros(0), torch.zeros(0))
 LR, ALPHA, DAMPING = 0.5, 0.9, 1e-3
 
 
 def rwalk(**options: Any) -> Any:
-    return plugins.build("regularizer", "rwalk", options)
+    return registry.build("regularizer", "rwalk", options)
 
 
 def softmax_regression() -> nn.Module:

@@ -8,20 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import plugins
+from forgetlab.backbones.mlp import MLP
 from forgetlab.checks.regime import network
-from forgetlab.description import Strategy
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.regularization import Regime
+from forgetlab.experiment import Strategy
+from forgetlab.plugins import registry
+from forgetlab.regularization.regime import Regime
 from forgetlab.seeding import generator
+from forgetlab.training.network import SharedNetwork
 from helpers.runs import learned_late
 
 Weights = dict[str, Tensor]
 
 
 def shrink_and_perturb(**options: float) -> Any:
-    return plugins.build("regime", "shrink_and_perturb", options)
+    return registry.build("regime", "shrink_and_perturb", options)
 
 
 def weights(model: nn.Module) -> Weights:
@@ -126,7 +126,7 @@ def test_heads_of_single_tasks_stay() -> None:
 
 def test_normalisation_and_what_is_frozen_stay() -> None:
     options = {"width": 16, "depth": 1, "heads": 2}
-    model = SharedNetwork(plugins.build("model", "vit", options, input_shape=(1, 8, 8)))
+    model = SharedNetwork(registry.build("model", "vit", options, input_shape=(1, 8, 8)))
     model.backbone.get_submodule("embed").requires_grad_(False)
     model.open(0, [0, 1])
     before, after = again(shrink_and_perturb(), model)

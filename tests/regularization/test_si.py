@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import plugins
 from forgetlab.batch import Batch
 from forgetlab.checks.regularizer import moved, network
-from forgetlab.network import SharedNetwork
-from forgetlab.regularization import Regularizer
+from forgetlab.plugins import registry
+from forgetlab.regularization.regularizer import Regularizer
+from forgetlab.training.network import SharedNetwork
 
 CURVATURE = torch.tensor([1.0, 3.0, 0.0], dtype=torch.float64)
 NOTHING = Batch(torch.zeros(1), torch.zeros(1), torch.zeros(1))
@@ -40,7 +40,7 @@ def nothing(theta: Tensor) -> Tensor:
 
 
 def si(**options: float) -> Any:
-    return plugins.find("regularizer", "si").factory(**options)
+    return registry.find("regularizer", "si").factory(**options)
 
 
 def descend(method: Regularizer, model: Any, loss: Any, steps: int, lr: float) -> None:

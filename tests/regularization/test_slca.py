@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import engine, gaussians, plugins
 from forgetlab.batch import Batch
-from forgetlab.network import SharedNetwork
-from forgetlab.options import OptionError
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.engine import one_run
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import generator
-from forgetlab.yaml_file import FileErrors
+from forgetlab.toolbox import gaussians
+from forgetlab.training.network import SharedNetwork
 from helpers.networks import opened
 from helpers.runs import final, finals, loaded
 
@@ -25,7 +27,7 @@ WIDTH = 6
 
 
 def slca(**options: Any) -> Any:
-    return plugins.build("regime", "slca", options)
+    return registry.build("regime", "slca", options)
 
 
 def features(n: int = 90, classes: int = 3) -> tuple[Tensor, Tensor]:
@@ -244,5 +246,5 @@ def test_on_a_pretrained_backbone_it_beats_naive_training(tmp_path: Path) -> Non
 def test_it_runs_where_one_head_serves_told_tasks_or_the_same_classes_again(tmp_path: Path, setting: str) -> None:
     text = FILE.replace("class-incremental", setting).replace("seeds: [0, 1, 2]", "").replace("epochs: 3", "epochs: 1")
     *_, run = loaded(tmp_path, text).runs()
-    first, second = engine.run(run), engine.run(run)
+    first, second = one_run.run(run), one_run.run(run)
     assert first == second and final(first) > 0.3

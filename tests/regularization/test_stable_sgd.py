@@ -10,21 +10,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import BaseLogger, EvaluationPlugin, SupervisedPlugin
+from forgetlab.avalanche.api import BaseLogger, EvaluationPlugin, SupervisedPlugin
+from forgetlab.backbones.mlp import MLP
 from forgetlab.checks.backbones import FAMILIES, samples, tiny
 from forgetlab.checks.regime import network, stream, trained
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.options import OptionError
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import drawn_from
+from forgetlab.training.network import SharedNetwork
 from helpers.runs import finals
 
 Weights = dict[str, Tensor]
 
 
 def stable_sgd(**options: float) -> Any:
-    return plugins.build("regime", "stable_sgd", options)
+    return registry.build("regime", "stable_sgd", options)
 
 
 class Dropped(MLP):

@@ -12,16 +12,16 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from forgetlab import plugins
-from forgetlab.adapted import Adapted
 from forgetlab.batch import Batch
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.fisher import fisher, per_sample
-from forgetlab.network import SharedNetwork
-from forgetlab.options import OptionError
-from forgetlab.regularization import Regularizer
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.isolation.shared_module import Adapted
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
+from forgetlab.regularization.regularizer import Regularizer
 from forgetlab.seeding import generator
-from forgetlab.yaml_file import FileErrors
+from forgetlab.toolbox.fisher import fisher, per_sample
+from forgetlab.training.network import SharedNetwork
 from helpers.modules import moved
 from helpers.runs import finals, loaded
 
@@ -30,12 +30,12 @@ FAMILIES = ["vit", "bert", "gpt2", "hf_vit", "timm"]  # gpt2 and timm hold q, k 
 
 
 def build(name: str, **options: Any) -> Any:
-    return plugins.build("regularizer", name, options)
+    return registry.build("regularizer", name, options)
 
 
 def network(family: str, module: str = "lora", **options: Any) -> SharedNetwork:
     """A shared module away from its start, and three classes."""
-    model = SharedNetwork(Adapted(tiny(family), plugins.build("isolation", module, options)))
+    model = SharedNetwork(Adapted(tiny(family), registry.build("isolation", module, options)))
     model.open(0, [0, 1, 2])
     moved(model)
     return model.double().eval()

@@ -10,23 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import (
-    BaseLogger,
-    EvaluationPlugin,
-    SupervisedPlugin,
-    avalanche_forward,
-    stock_class,
-)
+from forgetlab.avalanche.api import BaseLogger, EvaluationPlugin, SupervisedPlugin, avalanche_forward, stock_class
+from forgetlab.avalanche.tensor_data import to_benchmark
 from forgetlab.batch import Batch
 from forgetlab.checks import rehearsal as checks
-from forgetlab.competing_classes import MASK
-from forgetlab.data import to_benchmark
-from forgetlab.learners import byte_count
-from forgetlab.plugins import Plugin
-from forgetlab.replay import Memory
-from forgetlab.scenario import Samples
+from forgetlab.costs.ledger import byte_count
+from forgetlab.data.datasets import Samples
+from forgetlab.plugins import registry
+from forgetlab.plugins.registry import Plugin
+from forgetlab.replay.memory import Memory
 from forgetlab.seeding import generator
+from forgetlab.training.competing_classes import MASK
 from helpers.networks import bare, network
 from helpers.runs import loaded
 from helpers.streams import in_pairs, opposed, under_one_label
@@ -38,7 +32,7 @@ PARTS = opposed("der parity", 40)  # for Avalanche's beside ours
 
 
 def der(**options: float) -> Any:
-    return plugins.build("rehearsal", "der++", options)
+    return registry.build("rehearsal", "der++", options)
 
 
 def example(stored_width: int = 4) -> tuple[Batch, Batch, Tensor]:
@@ -102,7 +96,7 @@ class Watch(SupervisedPlugin):
 
 
 def trained(rehearsal: Any, **options: Any) -> tuple[Memory, Watch]:
-    memory = plugins.build("memory", "ring", {"capacity": 3 * SIZE})  # has room for all
+    memory = registry.build("memory", "ring", {"capacity": 3 * SIZE})  # has room for all
     memory.rehearsal = rehearsal
     watch = Watch(memory)
     stream = to_benchmark(in_pairs(parts()), told=options.get("task_known"))

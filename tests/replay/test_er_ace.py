@@ -12,15 +12,14 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import (
-    stock_class,
-)
+from forgetlab.avalanche.api import stock_class
 from forgetlab.batch import Batch
-from forgetlab.competing_classes import MASK
-from forgetlab.replay import Memory, Rehearsal
+from forgetlab.plugins import registry
+from forgetlab.replay.memory import Memory
+from forgetlab.replay.rehearsal import Rehearsal
 from forgetlab.seeding import generator
-from forgetlab.strategies.replay.er_ace import AsymmetricCrossEntropy
+from forgetlab.strategies.replay.rehearsals.er_ace import AsymmetricCrossEntropy
+from forgetlab.training.competing_classes import MASK
 from helpers import runs
 from helpers.networks import bare
 from helpers.streams import opposed, under_one_label
@@ -175,6 +174,6 @@ def test_where_the_task_is_told_there_is_little_between_them(tmp_path: Path) -> 
 
 
 def test_a_scenario_file_gives_it_to_a_memory(tmp_path: Path) -> None:
-    assert plugins.parameters(plugins.find("rehearsal", "er_ace")) == []
+    assert registry.parameters(registry.find("rehearsal", "er_ace")) == []
     experiment = runs.loaded(tmp_path, FILE.format(setting="class-incremental", head="fixed"))
     assert [entry.name for entry in experiment.strategies] == ["reservoir", "reservoir+er_ace"]

@@ -11,16 +11,18 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import gaussians, plugins
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import UNKNOWN, Batch
-from forgetlab.data import to_benchmark
-from forgetlab.ledger import byte_count
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.scenario import Samples, Scenario, dataset
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.costs.ledger import byte_count
+from forgetlab.data.datasets import Samples, dataset
+from forgetlab.plugins import registry
+from forgetlab.results.store import Result
 from forgetlab.seeding import generator
-from forgetlab.store import Result
-from forgetlab.yaml_file import FileErrors
+from forgetlab.streams.scenario import Scenario
+from forgetlab.toolbox import gaussians
+from forgetlab.training.network import SharedNetwork
 from helpers import runs
 from helpers.streams import in_pairs
 from helpers.training import learned
@@ -40,7 +42,7 @@ class Raw(nn.Module):
 
 
 def gaussian(**options: Any) -> Any:
-    return plugins.build("memory", "gaussian", options)
+    return registry.build("memory", "gaussian", options)
 
 
 def features(label: int, n: int, task: int = 0) -> Tensor:
@@ -184,7 +186,7 @@ def test_a_step_is_on_both_and_the_backbone_learns_from_the_new_samples_alone() 
     model, memory = SharedNetwork(MLP((D,), (4,))), gaussian(ratio=0.5)
     seen: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
-    class Look(plugins.find("regularizer", "lwf").factory):  # type: ignore[misc]
+    class Look(registry.find("regularizer", "lwf").factory):  # type: ignore[misc]
         def before_backward(self, strategy: Any, **kwargs: Any) -> None:
             named = [(name, p) for name, p in model.named_parameters()]
             found = torch.autograd.grad(strategy.loss, [p for _, p in named], retain_graph=True)

@@ -14,18 +14,20 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import SupervisedPlugin, stock_plugin
-from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
-from forgetlab.models import MLP
-from forgetlab.network import Head, SharedNetwork
-from forgetlab.replay import Memory
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.avalanche.api import SupervisedPlugin, stock_plugin
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.data.datasets import Samples
+from forgetlab.experiment import Budget, Train
+from forgetlab.plugins import registry
+from forgetlab.replay.memory import Memory
 from forgetlab.seeding import generator
-from forgetlab.strategies.replay.gdumb import Dumb, Greedy
-from forgetlab.yaml_file import FileErrors
+from forgetlab.strategies.replay.memories.gdumb import Dumb, Greedy
+from forgetlab.streams.scenario import Scenario, Task
+from forgetlab.training.heads import Head
+from forgetlab.training.loop import Loop
+from forgetlab.training.network import SharedNetwork
 from helpers import runs
 from helpers.memories import contents, fill
 from helpers.runs import final
@@ -145,7 +147,7 @@ def test_after_each_task_the_model_is_that_of_bare_pytorch_on_what_is_kept(given
 
 def test_any_memory_that_keeps_samples_as_they_come_will_do() -> None:
     for name in ("reservoir", "ring", "class_balanced"):
-        assert starts_anew(plugins.build("memory", name, {"capacity": 30}), ADAM, True)
+        assert starts_anew(registry.build("memory", name, {"capacity": 30}), ADAM, True)
 
 
 def test_with_room_for_all_and_whole_batches_it_goes_avalanches_way() -> None:

@@ -14,19 +14,21 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
-from forgetlab import plugins, vae
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
-from forgetlab.competing_classes import MASK
-from forgetlab.data import to_benchmark
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.replay import Memory
-from forgetlab.scenario import Samples, Scenario, dataset
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.data.datasets import Samples, dataset
+from forgetlab.plugins import registry
+from forgetlab.replay.memory import Memory
+from forgetlab.results.store import Result
 from forgetlab.seeding import generator
-from forgetlab.store import Result
-from forgetlab.teacher import logits
-from forgetlab.vae import VAE
-from forgetlab.yaml_file import FileErrors
+from forgetlab.streams.scenario import Scenario
+from forgetlab.toolbox import vae
+from forgetlab.toolbox.teacher import logits
+from forgetlab.toolbox.vae import VAE
+from forgetlab.training.competing_classes import MASK
+from forgetlab.training.network import SharedNetwork
 from helpers import runs
 from helpers.runs import final
 from helpers.streams import in_pairs
@@ -36,7 +38,7 @@ SMALL = {"latent": 8, "width": 64, "steps": 250}
 
 
 def generative(**options: Any) -> Any:
-    return plugins.build("memory", "generative", {**SMALL, **options})
+    return registry.build("memory", "generative", {**SMALL, **options})
 
 
 def images(n: int = 12) -> Tensor:
@@ -262,7 +264,7 @@ def test_what_needs_kept_samples_is_refused_beside_it(tmp_path: Path, more: str)
 
 
 def soft(temperature: float = 2.0) -> Any:
-    return plugins.build("rehearsal", "soft_targets", {"temperature": temperature})
+    return registry.build("rehearsal", "soft_targets", {"temperature": temperature})
 
 
 def test_soft_targets_by_hand() -> None:

@@ -14,11 +14,11 @@ from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import stock_class
+from forgetlab.avalanche.api import stock_class
 from forgetlab.batch import Batch
+from forgetlab.plugins import registry
 from forgetlab.seeding import generator
-from forgetlab.teacher import gradient
+from forgetlab.toolbox.teacher import gradient
 from helpers.networks import bare
 from helpers.runs import finals, loaded
 
@@ -35,7 +35,7 @@ def stream() -> Iterator[Batch]:
 
 
 def gss(kind: type | None = None, **options: Any) -> Any:
-    factory = kind or plugins.find("memory", "gss").factory
+    factory = kind or registry.find("memory", "gss").factory
     return factory(**{"capacity": CAPACITY, "subsets": SUBSETS, "subset": BATCH, **options})
 
 
@@ -77,14 +77,14 @@ def test_it_keeps_what_avalanches_keeps_step_by_step() -> None:
     assert replaced > CAPACITY + 10, "old samples make room for new ones"
 
 
-class OtherGradients(plugins.find("memory", "gss").factory):  # type: ignore[misc]
+class OtherGradients(registry.find("memory", "gss").factory):  # type: ignore[misc]
     """A deliberate break: those of other labels."""
 
     def store(self, batch: Batch, output: Tensor, generator: torch.Generator) -> None:
         super().store(batch._replace(y=batch.y.flip(0)), output, generator)
 
 
-class OddsTurned(plugins.find("memory", "gss").factory):  # type: ignore[misc]
+class OddsTurned(registry.find("memory", "gss").factory):  # type: ignore[misc]
     """A deliberate break: the sample that is like the others comes in."""
 
     def exchanged(self, score: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

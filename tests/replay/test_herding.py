@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from forgetlab import plugins
 from forgetlab.batch import Batch
-from forgetlab.network import SharedNetwork
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.plugins import registry
 from forgetlab.seeding import generator
-from forgetlab.strategies.replay.herding import Herding, herded
-from forgetlab.yaml_file import FileErrors
+from forgetlab.strategies.replay.memories.herding import Herding, herded
+from forgetlab.training.network import SharedNetwork
 from helpers import runs
 from helpers.networks import network
 from helpers.runs import final
@@ -203,6 +203,6 @@ def test_a_stream_of_one_pass_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_without_a_backbone_is_told_so() -> None:
-    memory = plugins.build("memory", "herding", {"capacity": 4})
+    memory = registry.build("memory", "herding", {"capacity": 4})
     with pytest.raises(TypeError, match="backbone"):
         memory.end(torch.nn.Linear(3, 2), cut(task(0, (0, 1)), 7), generator("herding"))

@@ -10,16 +10,17 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
 from forgetlab.batch import Batch
-from forgetlab.competing_classes import MASK
-from forgetlab.ledger import byte_count
-from forgetlab.network import SharedNetwork
-from forgetlab.replay import Memory, Slots
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.costs.ledger import byte_count
+from forgetlab.plugins import registry
+from forgetlab.replay.memory import Memory
+from forgetlab.replay.slots import Slots
 from forgetlab.seeding import generator
-from forgetlab.strategies.replay.icarl import ICaRL
-from forgetlab.teacher import logits
-from forgetlab.yaml_file import FileErrors
+from forgetlab.strategies.replay.rehearsals.icarl import ICaRL
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.competing_classes import MASK
+from forgetlab.training.network import SharedNetwork
 from helpers import networks, runs, training
 from helpers.modules import moved
 from helpers.networks import bare, opened
@@ -298,4 +299,4 @@ def test_what_it_cannot_stand_beside_is_refused(tmp_path: Path, more: dict[str, 
 
 
 def test_it_has_no_options() -> None:
-    assert plugins.parameters(plugins.find("rehearsal", "icarl")) == []
+    assert registry.parameters(registry.find("rehearsal", "icarl")) == []

@@ -11,20 +11,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import latent, plugins
-from forgetlab.adapted import Adapted
+from forgetlab.avalanche.tensor_data import to_benchmark
 from forgetlab.backbones.cnn import CNN
+from forgetlab.backbones.sites import blocks
 from forgetlab.backbones.transformer import Transformer
 from forgetlab.batch import Batch
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.data import to_benchmark
-from forgetlab.network import SharedNetwork
-from forgetlab.options import OptionError
-from forgetlab.replay import Memory
-from forgetlab.scenario import Samples, Scenario
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.data.datasets import Samples
+from forgetlab.isolation.shared_module import Adapted
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
+from forgetlab.replay import latent
+from forgetlab.replay.memory import Memory
 from forgetlab.seeding import drawn_from, generator
-from forgetlab.sites import blocks
-from forgetlab.yaml_file import FileErrors
+from forgetlab.streams.scenario import Scenario
+from forgetlab.training.network import SharedNetwork
 from helpers import runs
 from helpers.runs import final
 from helpers.streams import in_pairs
@@ -97,7 +99,7 @@ def shared(name: str) -> Callable[[], nn.Module]:
 
     def made() -> nn.Module:
         with drawn_from("lora"):
-            lora = plugins.build("isolation", "lora", {"layers": [1], "rank": 2})
+            lora = registry.build("isolation", "lora", {"layers": [1], "rank": 2})
             adapted = Adapted(tiny(name), lora)
             for parameter in lora.parameters():
                 nn.init.normal_(parameter)
@@ -163,8 +165,8 @@ def stream(name: str) -> Scenario:
 def trained(name: str, inside: bool, rehearsal: str | None = None, depth: int = 1) -> tuple[dict[str, Tensor], Memory]:
     """With samples kept at a depth, or kept as they came by a network that is frozen below it."""
     model = SharedNetwork(FAMILIES[name]())
-    memory: Memory = plugins.build("memory", "reservoir", {"capacity": 20})
-    memory.rehearsal = plugins.build("rehearsal", rehearsal) if rehearsal else None
+    memory: Memory = registry.build("memory", "reservoir", {"capacity": 20})
+    memory.rehearsal = registry.build("rehearsal", rehearsal) if rehearsal else None
     if inside:
         memory.keep_inside(model, depth)
     else:
@@ -257,7 +259,7 @@ def test_a_copy_of_the_network_is_frozen_in_its_own_right() -> None:
 def test_the_state_holds_what_is_kept() -> None:
     _, old = trained("transformer", inside=True, rehearsal="der++")
     tensors, values = old.state()
-    new: Memory = plugins.build("memory", "reservoir", {"capacity": 20})
+    new: Memory = registry.build("memory", "reservoir", {"capacity": 20})
     new.restore({name: tensor.clone() for name, tensor in tensors.items()}, copy.deepcopy(values))
     a, b = (memory.sample(5, generator("state")) for memory in (old, new))
     assert a.x.shape == (5, LENGTH, 16) and torch.equal(a.x, b.x)
@@ -311,12 +313,12 @@ def test_it_forgets_less_and_a_penalty_stands_beside_it(tmp_path: Path) -> None:
 def test_a_penalty_sees_the_new_samples_alone() -> None:
     seen: list[tuple[int, int]] = []
 
-    class Looks(plugins.find("regularizer", "lwf").factory):  # type: ignore[misc]
+    class Looks(registry.find("regularizer", "lwf").factory):  # type: ignore[misc]
         def penalty(self, model: nn.Module, batch: Batch, output: Tensor) -> Tensor:
             seen.append((len(batch.x), len(output)))
             return output.sum() * 0
 
-    model, memory = SharedNetwork(tiny("mlp")), plugins.build("memory", "ring", {"capacity": 20})
+    model, memory = SharedNetwork(tiny("mlp")), registry.build("memory", "ring", {"capacity": 20})
     memory.keep_inside(model, 1)
     tasks = to_benchmark(stream("mlp")).streams["train"][:2]
     learned(model, list(tasks), memory, Looks(), epochs=1, optimizer="adam", lr=1e-3)
@@ -347,4 +349,4 @@ def test_a_shared_module_above_the_block_learns_from_what_is_kept(tmp_path: Path
 
 def test_a_depth_that_is_not_there_is_refused_in_a_script() -> None:
     with pytest.raises(OptionError, match="block 1 to 1"):
-        plugins.build("memory", "ring", {"capacity": 9}).keep_inside(network(tiny("bert")), 2)
+        registry.build("memory", "ring", {"capacity": 9}).keep_inside(network(tiny("bert")), 2)

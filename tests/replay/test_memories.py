@@ -11,25 +11,26 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from forgetlab import plugins
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
 from forgetlab.checks.memory import made
-from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.loop import Loop
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.replay import Memory, equal_shares
-from forgetlab.scenario import held_out
+from forgetlab.data.datasets import held_out
+from forgetlab.experiment import Budget, Train
+from forgetlab.plugins import registry
+from forgetlab.replay.memory import Memory
+from forgetlab.replay.slots import equal_shares
 from forgetlab.seeding import drawn_from, generator
-from forgetlab.streams import split
+from forgetlab.streams.build import split
+from forgetlab.training.loop import Loop
+from forgetlab.training.network import SharedNetwork
 from helpers.memories import contents, fill
 
 STREAMS = 1000
 
 
 def memory(name: str, capacity: int) -> Memory:
-    return plugins.build("memory", name, {"capacity": capacity})
+    return registry.build("memory", name, {"capacity": capacity})
 
 
 def shares(kept: Memory) -> dict[int, int]:
@@ -66,10 +67,10 @@ def test_class_balanced_keeps_every_sample_of_a_class_equally_often(of: int) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", plugins.available("memory"))
+@pytest.mark.parametrize("name", registry.available("memory"))
 def test_a_sample_comes_by_once_however_many_epochs_it_is_trained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what a memory keeps of a stream would depend on how long its tasks are trained."""
-    kept = made(plugins.find("memory", name))
+    kept = made(registry.find("memory", name))
     came: list[Tensor] = []
     store = type(kept).store
 
@@ -105,7 +106,7 @@ def draw_fairness(kept: Memory, n: int) -> float:
     return float(chi2.sf(statistic.item(), places - 1))
 
 
-class FavoursTheFirst(plugins.find("memory", "reservoir").factory):  # type: ignore[misc]
+class FavoursTheFirst(registry.find("memory", "reservoir").factory):  # type: ignore[misc]
     """The deliberate break: half of its draws are from the first half."""
 
     def sample(self, n: int, generator: torch.Generator) -> Batch:

@@ -13,17 +13,18 @@ from scipy.stats import chisquare
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab.avalanche_api import stock_plugin
+from forgetlab.avalanche.api import stock_plugin
 from forgetlab.batch import Batch
 from forgetlab.checks import sampler as checks
-from forgetlab.network import SharedNetwork
-from forgetlab.plugins import Plugin
-from forgetlab.replay import Sampler, Slots
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.plugins.registry import Plugin
+from forgetlab.replay.sampler import Sampler
+from forgetlab.replay.slots import Slots
 from forgetlab.seeding import drawn_from, generator
-from forgetlab.strategies.replay.balanced import Balanced
-from forgetlab.strategies.replay.mir import MaximallyInterfered
-from forgetlab.teacher import logits
-from forgetlab.yaml_file import FileErrors
+from forgetlab.strategies.replay.samplers.balanced import Balanced
+from forgetlab.strategies.replay.samplers.mir import MaximallyInterfered
+from forgetlab.toolbox.teacher import logits
+from forgetlab.training.network import SharedNetwork
 from helpers import runs
 from helpers.networks import network
 from helpers.runs import final

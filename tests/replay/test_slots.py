@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from forgetlab import engine, plugins
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
-from forgetlab.data import to_benchmark
-from forgetlab.ledger import byte_count
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
-from forgetlab.replay import Memory
-from forgetlab.scenario import Samples, Scenario, as_input
+from forgetlab.costs.ledger import byte_count
+from forgetlab.data.datasets import Samples, as_input
+from forgetlab.engine import one_run
+from forgetlab.plugins import registry
+from forgetlab.replay.memory import Memory
+from forgetlab.replay.slots import Slots
 from forgetlab.seeding import generator
-from forgetlab.slots import Slots
+from forgetlab.streams.scenario import Scenario
+from forgetlab.training.network import SharedNetwork
 from helpers.runs import loaded
 from helpers.streams import in_pairs
 from helpers.training import learned
@@ -55,7 +57,7 @@ def test_every_byte_comes_back_to_the_bit() -> None:
 def test_another_reading_is_found(monkeypatch: pytest.MonkeyPatch, broken: Callable[[Tensor], Tensor]) -> None:
     """The deliberate break: bytes come back a little beside what they were."""
     slots = written(as_bytes=True)
-    monkeypatch.setattr("forgetlab.slots.as_input", broken)
+    monkeypatch.setattr("forgetlab.replay.slots.as_input", broken)
     assert not torch.equal(slots.read(torch.arange(16)).x, as_input(every_byte()))
 
 
@@ -79,9 +81,9 @@ def stream(dtype: torch.dtype) -> Scenario:
 
 def trained(as_bytes: bool, rehearsal: str | None) -> tuple[Memory, dict[str, Tensor]]:
     torch.manual_seed(0)
-    memory: Memory = plugins.build("memory", "reservoir", {"capacity": 12})
+    memory: Memory = registry.build("memory", "reservoir", {"capacity": 12})
     memory.slots.as_bytes = as_bytes
-    memory.rehearsal = plugins.build("rehearsal", rehearsal) if rehearsal else None
+    memory.rehearsal = registry.build("rehearsal", rehearsal) if rehearsal else None
     model = SharedNetwork(MLP(SHAPE, (6,)))
     learned(model, to_benchmark(stream(torch.uint8)), memory, optimizer="adam", lr=1e-3)
     return memory, dict(model.state_dict())
@@ -94,7 +96,7 @@ def test_training_is_the_same_to_the_bit(rehearsal: str | None) -> None:
     tensors, values = small.state()
     assert tensors["x"].dtype == torch.uint8 and ("logits" in tensors) == (rehearsal is not None)
     assert byte_count(large.state()[0]) - byte_count(tensors) == 12 * 48 * 3
-    again: Memory = plugins.build("memory", "reservoir", {"capacity": 12})
+    again: Memory = registry.build("memory", "reservoir", {"capacity": 12})
     again.restore(tensors, values)
     a, b = (memory.sample(12, generator("again")) for memory in (small, again))
     assert torch.equal(a.x, b.x) and set(a.extra) == set(b.extra)
@@ -123,5 +125,5 @@ def test_a_file_keeps_bytes_where_the_stream_holds_bytes(
 ) -> None:
     """And numbers where it holds numbers, or where samples are kept inside of the network."""
     (run, *_) = loaded(tmp_path, FILE.format(data=data, more=more)).runs()
-    total: dict[str, Any] = engine.run(run).counts["total"]
+    total: dict[str, Any] = one_run.run(run).counts["total"]
     assert total["memory_bytes"] == 20 * (of_a_sample + 8 + 8)

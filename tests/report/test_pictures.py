@@ -10,9 +10,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.image import imread
 
-from forgetlab import pictures
-from forgetlab.statistics import Interval
-from forgetlab.store import Row
+from forgetlab.metrics.intervals import Interval
+from forgetlab.report import pictures
+from forgetlab.results.store import Row
 
 MATRIX: list[Row] = [[1.0, None], [0.25, 0.5]]
 

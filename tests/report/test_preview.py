@@ -17,10 +17,13 @@ from matplotlib.image import imread
 from rich.console import Console
 from torch import Tensor
 
-from forgetlab import plugins, preview, preview_samples, text
-from forgetlab.pictures import COLOURS
-from forgetlab.preview_samples import examples, feature_means, spread
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.backbones import tokenizer
+from forgetlab.data.datasets import Samples
+from forgetlab.plugins import registry
+from forgetlab.report import stream_preview, stream_samples
+from forgetlab.report.pictures import COLOURS
+from forgetlab.report.stream_samples import examples, feature_means, spread
+from forgetlab.streams.scenario import Scenario, Task
 from helpers.commands import invoke
 
 FILE = "name: mine\nscenario: {name: split_digits, n_tasks: 2}\nmodel: {name: mlp, hidden: [8]}\nseeds: [3, 4]\n"
@@ -58,7 +61,7 @@ def course(image: np.ndarray) -> list[list[int]]:
 
 def shown(stream: Scenario, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    console.print(preview.task_table(stream, width))
+    console.print(stream_preview.task_table(stream, width))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 
@@ -103,7 +106,7 @@ def test_the_table_keeps_to_the_width_whatever_the_names(width: int) -> None:
 
 def test_what_is_told() -> None:
     blurry = stream([[6, 2], [2, 6]], (3, 8, 8), boundaries_known=False, one_pass=True)
-    assert preview.stream_facts(blurry) == [
+    assert stream_preview.stream_facts(blurry) == [
         "Stream: class-incremental; classes: 2, tasks: 2",
         "Told in training: nothing about tasks",
         "Told at test: nothing about tasks",
@@ -111,13 +114,13 @@ def test_what_is_told() -> None:
         "A row: 3 x 8 x 8 (float32), 768 bytes; 0.0 MiB in 18 rows",
     ]
     plain = replace(stream([[4, 4], [4, 4]]), task_known_at_test=True)
-    assert preview.stream_facts(plain, "task-incremental")[:4] == [
+    assert stream_preview.stream_facts(plain, "task-incremental")[:4] == [
         "Stream: task-incremental; classes: 2, tasks: 2",
         "Told in training: where a task ends and which it is",
         "Told at test: the task of each sample",
         "Passes: as the budget says",
     ]
-    assert preview.stream_facts(replace(plain, task_known_at_test=False))[0].startswith(
+    assert stream_preview.stream_facts(replace(plain, task_known_at_test=False))[0].startswith(
         "Stream: the same labels in every task"
     )
 
@@ -125,7 +128,7 @@ def test_what_is_told() -> None:
 @pytest.mark.slow
 def test_the_picture_shows_what_comes_when() -> None:
     """Half a, half b; then three quarters c, a quarter b, for twice as long."""
-    columns = course(pixels(preview.picture(stream([[20, 20, 0], [0, 20, 60]]), "x")))
+    columns = course(pixels(stream_preview.picture(stream([[20, 20, 0], [0, 20, 60]]), "x")))
     height = max(map(sum, columns))
     shares = np.array(columns) / height
     places = np.linspace(0, 1, 13)[1:-1]
@@ -139,7 +142,7 @@ def test_the_picture_shows_what_comes_when() -> None:
 @pytest.mark.slow
 def test_blurred_repeated_and_drifting_streams_look_different() -> None:
     streams = ([[20, 0], [0, 20]], [[16, 4], [4, 16]], [[20, 0], [10, 10]], [[18, 2], [10, 10]])
-    pictures = [pixels(preview.picture(stream(counts, (2, 2, 2)), "x")) for counts in streams]
+    pictures = [pixels(stream_preview.picture(stream(counts, (2, 2, 2)), "x")) for counts in streams]
     lower = [image[image.shape[0] // 2 :] for image in pictures]
     assert all((a.shape != b.shape or (a != b).any()) for i, a in enumerate(lower) for b in lower[:i])
 
@@ -148,7 +151,11 @@ def test_blurred_repeated_and_drifting_streams_look_different() -> None:
 def test_borders_that_are_not_told_are_dotted() -> None:
     counts = [[20, 0], [0, 20]]
     dark = [
-        int((pixels(preview.picture(stream(counts, boundaries_known=known), "x"))[-250:, 300:600] < 0.3).all(-1).sum())
+        int(
+            (pixels(stream_preview.picture(stream(counts, boundaries_known=known), "x"))[-250:, 300:600] < 0.3)
+            .all(-1)
+            .sum()
+        )
         for known in (True, False)
     ]
     assert dark[1] < 0.8 * dark[0]
@@ -158,8 +165,8 @@ def test_borders_that_are_not_told_are_dotted() -> None:
 @pytest.mark.parametrize("shape", [(3, 6, 9), (2, 6, 6), (6, 9), (5,), ()])
 def test_equal_streams_give_equal_bytes(shape: tuple[int, ...]) -> None:
     one = stream([[9, 9, 1]] * 2, shape)
-    first = preview.picture(one, "x")
-    assert first.startswith(b"\x89PNG") and preview.picture(one, "x") == first
+    first = stream_preview.picture(one, "x")
+    assert first.startswith(b"\x89PNG") and stream_preview.picture(one, "x") == first
 
 
 @pytest.mark.slow
@@ -168,7 +175,7 @@ def test_bytes_and_numbers_give_the_same_images() -> None:
     task = whole.tasks[0]
     x = (task.train.x * 255).byte()
     both = [replace(whole, tasks=(replace(task, train=Samples(one, task.train.y)),)) for one in (x, x.float() / 255)]
-    assert preview.picture(both[0], "x") == preview.picture(both[1], "x")
+    assert stream_preview.picture(both[0], "x") == stream_preview.picture(both[1], "x")
 
 
 @pytest.mark.slow
@@ -178,7 +185,7 @@ def test_the_images_are_those_of_the_stream() -> None:
     x = torch.full((16, 3, 4, 4), 128, dtype=torch.uint8)
     x[:8, 0], x[:8, 1:] = 255, 0
     one = Scenario((Task("t", Samples(x, y), Samples(x[:0], y[:0]), (0, 1)),), ("red", "grey"), False)
-    image = pixels(preview.picture(one, "x"))
+    image = pixels(stream_preview.picture(one, "x"))
     red, grey = of_colour(image, "#ff0000"), of_colour(image, "#808080")
     assert red.sum() == pytest.approx(grey.sum(), rel=0.05) and red.sum() > 4 * 50 * 50
     of_red, of_grey = (np.flatnonzero(mask.sum(0) > 30) for mask in (red, grey))  # without the letters' edges
@@ -188,29 +195,29 @@ def test_the_images_are_those_of_the_stream() -> None:
 @pytest.mark.slow
 def test_a_picture_of_many_tasks_and_classes_can_be_looked_at(texts: list[str]) -> None:
     counts = torch.eye(100, dtype=torch.int64).mul(12).tolist()
-    image = pixels(preview.picture(stream(counts, (1, 4, 4)), "x"))
+    image = pixels(stream_preview.picture(stream(counts, (1, 4, 4)), "x"))
     assert image.shape[0] < 1400 and image.shape[1] < 1000
     named = [one for one in texts if one.startswith("class")]
-    assert len(named) == preview.MOST_SHOWN * preview_samples.IN_A_ROW
+    assert len(named) == stream_preview.MOST_SHOWN * stream_samples.IN_A_ROW
 
 
 @pytest.mark.slow
 def test_the_base_rate_is_written_where_there_are_two_classes(texts: list[str]) -> None:
-    preview.picture(stream([[9, 1], [3, 1], [1, 1]]), "x")
+    stream_preview.picture(stream([[9, 1], [3, 1], [1, 1]]), "x")
     assert texts == ["10%", "25%", "50%"]
 
 
 @pytest.mark.slow
 def test_names_are_not_read_as_formulas(texts: list[str]) -> None:
     odd = replace(stream([[4, 4]], (1, 4, 4)), class_names=("$50", "$\\frac"))
-    assert preview.picture(replace(odd, tasks=(replace(odd.tasks[0], name="$x$ $"),)), "$ $")
+    assert stream_preview.picture(replace(odd, tasks=(replace(odd.tasks[0], name="$x$ $"),)), "$ $")
     assert "$50" in texts
 
 
 @pytest.mark.slow
 def test_the_largest_drift_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     titles: list[str] = []
-    monkeypatch.setattr(preview_samples, "head", lambda _, title: titles.append(title))
+    monkeypatch.setattr(stream_samples, "head", lambda _, title: titles.append(title))
     drifting = stream([[50, 50]] * 3, (6,))
     for i, task in enumerate(drifting.tasks):
         task.train.x[:, 4] += i
@@ -222,7 +229,7 @@ def test_the_largest_drift_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         (task.train.x[:, 4].double().mean() - x[:, 4].mean()) / x[:, 4].std(correction=0) for task in drifting.tasks
     ]
     assert torch.allclose(means[:, 4], torch.stack(expected), atol=1e-6)
-    preview.picture(drifting, "x")
+    stream_preview.picture(drifting, "x")
     assert titles[0].endswith(f"feature 4, from {means[0, 4]:.2f} (t0) to {means[2, 4]:.2f} (t2)")
 
 
@@ -236,18 +243,18 @@ def test_the_first_words_of_texts(texts: list[str], tmp_path: Path, monkeypatch:
 
     words = ["[UNK]", "cats", "dogs", "sleep", "bark", "日本"]
     Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]")).save(str(tmp_path / "t.json"))
-    monkeypatch.setattr(text, "packaged", lambda *_: tmp_path / "t.json")
+    monkeypatch.setattr(tokenizer, "packaged", lambda *_: tmp_path / "t.json")
     x = ids(words, ["cats sleep", "cats bark", "dogs bark", "日本 bark"])
     task = Task("t", Samples(x.int(), torch.tensor([0, 0, 1, 1])), Samples(x[:0], torch.tensor([])), (0, 1))
-    told = Scenario((task,), ("cat", "dog"), False, tokenizer=text.TOKENIZER)
-    preview.picture(told, "x")
+    told = Scenario((task,), ("cat", "dog"), False, tokenizer=tokenizer.TOKENIZER)
+    stream_preview.picture(told, "x")
     assert texts[:4] == ["cat", "cats sleep", "dog", "dogs bark"]
     texts.clear()
     swapped = replace(task, train=Samples(x.flip(0), torch.tensor([0, 0, 1, 1])))
-    preview.picture(replace(told, tasks=(swapped,)), "x")  # letters that the font has not are no warning
+    stream_preview.picture(replace(told, tasks=(swapped,)), "x")  # letters that the font has not are no warning
     assert texts[:2] == ["cat", "日本 bark"]
     texts.clear()
-    preview.picture(replace(told, tokenizer="another"), "x")
+    stream_preview.picture(replace(told, tokenizer="another"), "x")
     assert texts == ["50%"]
 
 
@@ -285,8 +292,8 @@ def test_rows_on_disk_are_shown_as_those_in_memory(shape: tuple[int, ...]) -> No
     held = stream([[9, 9]] * 2, shape)
     tasks: list[Any] = [replace(t, train=Samples(OnDisk(t.train.x), t.train.y)) for t in held.tasks]  # type: ignore
     mapped = replace(held, tasks=tuple(tasks))
-    assert preview.picture(mapped, "x") == preview.picture(held, "x")
-    assert preview.stream_facts(mapped) == preview.stream_facts(held)
+    assert stream_preview.picture(mapped, "x") == stream_preview.picture(held, "x")
+    assert stream_preview.stream_facts(mapped) == stream_preview.stream_facts(held)
 
 
 def call(folder: Path, *options: str, text: str = FILE) -> Result:
@@ -304,12 +311,12 @@ def test_the_command_prints_a_table_and_leaves_a_picture(tmp_path: Path) -> None
     done = call(tmp_path)
     assert done.exit_code == 0, done.output
     assert done.stderr == "Picture: previews/mine.png\n"
-    first = plugins.build("scenario", "split_digits", {"n_tasks": 2}, seed=3)
+    first = registry.build("scenario", "split_digits", {"n_tasks": 2}, seed=3)
     assert all(task.name in done.stdout for task in first.tasks)
     assert "Stream: class-incremental; classes: 10, tasks: 2\n" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     png = (tmp_path / "previews" / "mine.png").read_bytes()
-    assert png == preview.picture(first, "mine")
+    assert png == stream_preview.picture(first, "mine")
     assert call(tmp_path, "--out", "elsewhere/p.png").stderr == "Picture: elsewhere/p.png\n"
     assert (tmp_path / "elsewhere" / "p.png").read_bytes() == png
 
@@ -318,7 +325,7 @@ def test_the_command_prints_a_table_and_leaves_a_picture(tmp_path: Path) -> None
 def test_the_stream_is_that_of_the_first_run(tmp_path: Path) -> None:
     """Where the seeds leave the order of the classes alone, all runs have that of seed 0."""
     done = call(tmp_path, text=FILE + "protocol: {seeds_vary: [init]}\n")
-    assert plugins.build("scenario", "split_digits", {"n_tasks": 2}, seed=0).tasks[0].name in done.stdout
+    assert registry.build("scenario", "split_digits", {"n_tasks": 2}, seed=0).tasks[0].name in done.stdout
 
 
 @pytest.mark.slow

@@ -12,10 +12,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from forgetlab import metrics, report
-from forgetlab.report import DASH, Finished, Summary
-from forgetlab.statistics import t_interval
-from forgetlab.store import Result, Row
+from forgetlab.metrics import accuracy_matrix
+from forgetlab.metrics.intervals import t_interval
+from forgetlab.report import curves as report_curves
+from forgetlab.report import summary as report
+from forgetlab.report import tables
+from forgetlab.report.summary import Finished, Summary
+from forgetlab.report.tables import DASH
+from forgetlab.results.store import Result, Row
 
 FALLS: list[Row] = [[0.9, None], [0.5, 0.8]]
 STAYS: list[Row] = [[0.9, None], [0.9, 0.9]]
@@ -137,7 +141,7 @@ def test_a_whole_markdown_table():
         run("naive", seed=1),
         run("joint", STAYS, seed=1),
     ]
-    text = report.markdown(report.summarise(runs), "split")
+    text = tables.markdown(report.summarise(runs), "split")
     assert text.startswith("## split\n\n### No task identity used\n\n| strategy | average accuracy (final) |")
     assert [line.split(" | ")[0] for line in lines(text, "| ")][1:] == ["| :--", "| naive", "| joint", "| er"]
     expected = ["naive", "0.650 ± 0.000", "0.400 ± 0.000", "0.850 ± 0.000", "2.0", "12.3k", "1.5 KiB"]
@@ -156,7 +160,7 @@ def test_sections_never_share_a_table_and_stand_in_order():
         run("lora", task_identity="routed", scores=router),
         run("er"),
     ]
-    text = report.markdown(report.summarise(runs), "all")
+    text = tables.markdown(report.summarise(runs), "all")
     assert lines(text, "### ") == [
         "### No task identity used",
         "### Task inferred by a router (routed)",
@@ -174,32 +178,32 @@ def test_sections_never_share_a_table_and_stand_in_order():
 
 def test_a_file_with_the_task_told_throughout_has_one_section():
     runs = [run("naive", task_identity="told"), run("er", task_identity="told")]
-    assert len(lines(report.markdown(report.summarise(runs), "til"), "### ")) == 1
+    assert len(lines(tables.markdown(report.summarise(runs), "til"), "### ")) == 1
 
 
 def test_separate_and_joint_have_no_forgetting_but_a_strategy_of_that_name_has():
-    text = report.markdown(report.summarise([run("separate"), run("joint", family="replay")]), "x")
+    text = tables.markdown(report.summarise([run("separate"), run("joint", family="replay")]), "x")
     assert cells(text, "separate")[2] == DASH
     assert cells(text, "joint")[2] == "0.400"
 
 
 def test_a_cell_over_fewer_seeds_says_so():
     unknown: list[Row] = [[None, None], [None, 0.5]]
-    text = report.markdown(report.summarise([run("er"), run("er", seed=1), run("er", unknown, seed=2)]), "x")
+    text = tables.markdown(report.summarise([run("er"), run("er", seed=1), run("er", unknown, seed=2)]), "x")
     assert cells(text, "er")[1] == "0.650 ± 0.000 (n=2)"
 
 
 def test_one_seed_and_missing_counts():
-    text = report.markdown(report.summarise([run("er", counts={})]), "x")
+    text = tables.markdown(report.summarise([run("er", counts={})]), "x")
     assert cells(text, "er") == ["er", "0.650", "0.400", "0.850", "2.0", DASH, DASH]
     assert "1 seed, so no interval" in text
 
 
 def test_a_label_cannot_break_the_tables():
     summaries = report.summarise([run("er", overrides={"note": "a|b[red]"})])
-    assert r"| er (note=a\|b[red]) |" in report.markdown(summaries, "x")
+    assert r"| er (note=a\|b[red]) |" in tables.markdown(summaries, "x")
     out = io.StringIO()
-    Console(file=out, width=200).print(report.table(summaries))
+    Console(file=out, width=200).print(tables.table(summaries))
     assert "er (note=a|b[red])" in out.getvalue()
 
 
@@ -207,9 +211,9 @@ def test_the_terminal_table_says_what_the_markdown_says():
     runs = [run("naive"), run("lora", STAYS, task_identity="routed"), run("joint", STAYS)]
     summaries = report.summarise(runs)
     out = io.StringIO()
-    Console(file=out, width=220).print(report.table(summaries))
+    Console(file=out, width=220).print(tables.table(summaries))
     shown = out.getvalue()
-    for line in lines(report.markdown(summaries, "x"), "| "):
+    for line in lines(tables.markdown(summaries, "x"), "| "):
         if not line.startswith("| :--"):
             row = " ".join(line.strip("| ").replace("|", " ").split())
             plain = [" ".join(part.replace("│", " ").replace("┃", " ").split()) for part in shown.splitlines()]
@@ -219,7 +223,7 @@ def test_the_terminal_table_says_what_the_markdown_says():
 
 def test_step_metrics_of_one_run():
     accuracy: list[Row] = [[0.75, 0.5, None], [0.25, 1.0, None]]
-    series = report.step_metrics(run("er", accuracy, accuracy_initial=[0.5, None, None]).result)
+    series = report_curves.step_metrics(run("er", accuracy, accuracy_initial=[0.5, None, None]).result)
     assert series == {
         "accuracy/task_0": [(0, 0.5), (1, 0.75), (2, 0.25)],
         "accuracy/task_1": [(1, 0.5), (2, 1.0)],
@@ -232,43 +236,43 @@ def test_step_metrics_of_one_run():
 
 @pytest.mark.parametrize(("n_tasks", "first"), [(10, "task_0"), (11, "task_00"), (101, "task_000")])
 def test_task_numbers_sort_as_names(n_tasks: int, first: str):
-    names = report.step_metrics(run("er", [[0.5] * n_tasks]).result)
+    names = report_curves.step_metrics(run("er", [[0.5] * n_tasks]).result)
     assert f"accuracy/{first}" in names
     accuracy = [name for name in names if name.startswith("accuracy/task_")]
     assert accuracy == sorted(accuracy) and len(accuracy) == n_tasks
 
 
 def test_the_last_step_agrees_with_the_metrics():
-    series = report.step_metrics(run("er").result)
-    own = metrics.own_metrics(FALLS, [None, None])
+    series = report_curves.step_metrics(run("er").result)
+    own = accuracy_matrix.own_metrics(FALLS, [None, None])
     assert series["accuracy/average"][-1] == (2, own["average_accuracy"])
     assert series["forgetting/average"][-1] == (2, own["forgetting"])
 
 
 def test_mean_step_metrics_over_seeds_of_unequal_length():
     results = [run("er").result, run("er", [[0.7, None]], seed=1).result]
-    curves = report.mean_step_metrics(results)
+    curves = report_curves.mean_step_metrics(results)
     assert curves["accuracy/average"] == [(1, t_interval([0.9, 0.7])), (2, t_interval([0.65]))]
     assert curves["accuracy/task_1"] == [(2, t_interval([0.8]))]
 
 
 def test_curves_by_strategy_and_task_identity():
-    curves = report.curves([run("er"), run("er", task_identity="told"), run("er", seed=1)])
+    curves = report_curves.curves([run("er"), run("er", task_identity="told"), run("er", seed=1)])
     assert list(curves) == [("er", "none"), ("er", "told")]
     assert [interval.n for _, interval in curves["er", "none"]["accuracy/average"]] == [2, 2]
 
 
 def test_importing_the_report_loads_nothing_heavy():
-    code = "import sys, forgetlab.report; print(*sys.modules)"
+    code = "import sys, forgetlab.report.summary; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "rich", "mlflow", "matplotlib", "scipy.stats"} & set(loaded)
 
 
 def test_the_foot_tells_how_many_seeds_were_adopted_and_of_whom() -> None:
     runs = [run("er", seed=seed) for seed in (0, 1, 2)] + [run("ewc", seed=seed) for seed in (0, 1, 2)]
-    text = report.markdown(report.summarise(runs), "title")
+    text = tables.markdown(report.summarise(runs), "title")
     assert "Adopted" not in text
     adopted = [replace(one, adopted=one.result.strategy == "er" and one.result.seed > 0) for one in runs]
-    text = report.markdown(report.summarise(adopted), "title")
+    text = tables.markdown(report.summarise(adopted), "title")
     (foot,) = lines(text, "n = 3 seeds")
     assert foot.endswith(". Adopted, made by an earlier version: er (2 of 3).")

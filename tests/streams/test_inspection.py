@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from forgetlab import inspection, plugins
-from forgetlab.inspection import soundness_problems
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.data.datasets import Samples
+from forgetlab.plugins import registry
+from forgetlab.streams import soundness
+from forgetlab.streams.scenario import Scenario, Task
+from forgetlab.streams.soundness import soundness_problems
 from helpers.commands import invoke
 
 ADVICE = "keep each on one side, or say 'rows_may_repeat: true' where different things look the same"
@@ -80,12 +82,12 @@ def test_nothing_is_found_in_a_sound_stream() -> None:
 @pytest.mark.parametrize("spec", OWN, ids=lambda spec: "-".join(map(str, spec.values())))
 def test_nothing_is_found_in_our_own_streams(spec: dict[str, Any]) -> None:
     options = {key: value for key, value in spec.items() if key != "name"}
-    assert soundness_problems(plugins.build("scenario", spec["name"], options, seed=0)) == []
+    assert soundness_problems(registry.build("scenario", spec["name"], options, seed=0)) == []
 
 
 @pytest.mark.parametrize("options", STREAMS, ids=lambda options: "-".join(options))
 def test_nothing_is_found_in_what_is_done_to_a_stream(options: dict[str, Any]) -> None:
-    assert soundness_problems(plugins.build("scenario", "stream", {"data": "digits", **options}, seed=1)) == []
+    assert soundness_problems(registry.build("scenario", "stream", {"data": "digits", **options}, seed=1)) == []
 
 
 def test_no_tasks() -> None:
@@ -94,7 +96,7 @@ def test_no_tasks() -> None:
 
 @pytest.mark.parametrize("kind", ["training", "test"])
 def test_an_empty_part(kind: str) -> None:
-    field = inspection.KINDS[kind]
+    field = soundness.KINDS[kind]
     empty = Samples(torch.empty(0, 1, 3, 3), torch.empty(0, dtype=torch.int64))
     assert soundness_problems(with_task(sound(), 1, **{field: empty})) == [
         f"task 1 ('t1') has no {kind} rows; give it some, or leave the task out"
@@ -162,7 +164,7 @@ def test_one_class_in_a_task_is_sound_where_all_seen_classes_compete() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_no_numbers(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "CHUNK", 4 * 36)  # four rows at a time
+    monkeypatch.setattr(soundness, "CHUNK", 4 * 36)  # four rows at a time
     test = with_x(sound().tasks[1].test, lambda x: x[torch.tensor([2, 5, 7]), 0, 1, 1].fill_(0))
     assert soundness_problems(with_task(sound(), 1, test=test)) == []
     x = test.x.clone()
@@ -174,7 +176,7 @@ def test_values_that_are_no_numbers(value: float, monkeypatch: pytest.MonkeyPatc
 
 
 def test_training_rows_that_are_test_rows_of_any_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "CHUNK", 4 * 36)
+    monkeypatch.setattr(soundness, "CHUNK", 4 * 36)
     stream = sound()
     train = with_rows(stream.tasks[2].train, [3, 9], stream.tasks[0].test, [1, 7])
     train = with_rows(train, [15], stream.tasks[2].test, [4])
@@ -237,8 +239,8 @@ def test_rows_that_differ_in_one_bit_are_not_the_same(bit: int) -> None:
 
 
 def test_equal_hashes_alone_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed = inspection._hashed
-    monkeypatch.setattr(inspection, "_hashed", lambda rows: hashed(rows) * 0)
+    hashed = soundness._hashed
+    monkeypatch.setattr(soundness, "_hashed", lambda rows: hashed(rows) * 0)
     assert soundness_problems(sound()) == []
 
 
@@ -290,7 +292,7 @@ class OnDisk:
 
 
 def test_rows_on_disk_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inspection, "CHUNK", 4 * 36)
+    monkeypatch.setattr(soundness, "CHUNK", 4 * 36)
     stream = sound()
     train = with_rows(stream.tasks[2].train, [3], stream.tasks[0].test, [1])
     train = with_x(train, lambda x: x[7].fill_(float("nan")))
@@ -303,7 +305,7 @@ def test_rows_on_disk_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> Non
 LEAK = """
 import torch
 from forgetlab.plugins import register
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.streams.scenario import Samples, Scenario, Task
 
 @register("scenario", "leaking")
 def leaking(seed: int, rows: int = 2) -> Scenario:
@@ -323,9 +325,9 @@ plugins: [./leak.py]
 @pytest.fixture
 def leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file whose stream tests on what it trains on; what it registers is forgotten after the test."""
-    plugins.discover()
-    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))
-    monkeypatch.setattr(plugins, "_files", {})
+    registry.discover()
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    monkeypatch.setattr(registry, "_files", {})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "leak.py").write_text(LEAK, encoding="utf-8")
     (tmp_path / "leak.yaml").write_text(FILE, encoding="utf-8")

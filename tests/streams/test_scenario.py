@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from forgetlab import plugins
-from forgetlab.plugins import OptionError
-from forgetlab.scenario import Dataset, Samples, Scenario, Setting, held_out
-from forgetlab.streams import split
+from forgetlab.data.datasets import Dataset, Samples, held_out
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
+from forgetlab.streams.build import split
+from forgetlab.streams.scenario import Scenario, Setting
 
 NAMES = tuple("abcdef")
 CUTS: tuple[Setting, ...] = ("class-incremental", "task-incremental", "domain-incremental")
@@ -26,7 +27,7 @@ def dataset(per_class: int = 4) -> Dataset:
 
 
 def digits(seed: int = 0, **options: object) -> Scenario:
-    return plugins.build("scenario", "split_digits", options, seed=seed)
+    return registry.build("scenario", "split_digits", options, seed=seed)
 
 
 @pytest.mark.parametrize("setting", CUTS)

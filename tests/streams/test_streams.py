@@ -8,12 +8,22 @@ from typing import Any
 import pytest
 import torch
 
-from forgetlab import plugins
 from forgetlab.checks.scenario import ABOUT
-from forgetlab.modifiers import blurred, evaluated_on, few_shot, long_tailed, mislabelled, repeating, sized, validated
-from forgetlab.plugins import OptionError
-from forgetlab.scenario import Dataset, Samples, Scenario
-from forgetlab.streams import assemble, cut
+from forgetlab.data.datasets import Dataset, Samples
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
+from forgetlab.streams.build import assemble, cut
+from forgetlab.streams.modifiers import (
+    blurred,
+    evaluated_on,
+    few_shot,
+    long_tailed,
+    mislabelled,
+    repeating,
+    sized,
+    validated,
+)
+from forgetlab.streams.scenario import Scenario
 
 NAMES = tuple("abcdef")
 EACH = 30  # training samples of a class
@@ -33,7 +43,7 @@ def dataset() -> Dataset:
 
 
 def stream(**options: Any) -> Scenario:
-    return plugins.build("scenario", "stream", {"data": "digits", **options}, seed=0)
+    return registry.build("scenario", "stream", {"data": "digits", **options}, seed=0)
 
 
 def numbers(scenario: Scenario, part: str = "train") -> list[list[int]]:
@@ -45,7 +55,7 @@ def made(the_cut: Any) -> Scenario:
 
 
 def test_a_stream_of_a_data_set_is_its_own_scenario_to_the_bit() -> None:
-    assert stream().checksum() == plugins.build("scenario", "split_digits", {}, seed=0).checksum()
+    assert stream().checksum() == registry.build("scenario", "split_digits", {}, seed=0).checksum()
 
 
 def test_domains_are_tasks_and_keep_the_labels() -> None:
@@ -81,7 +91,7 @@ def test_class_and_task_order_can_be_listed() -> None:
 def test_transforms_change_each_task_in_its_own_way_and_mix_when_blurred() -> None:
     data = dataset()
     changes = {"as it is": lambda x: x, "negative": lambda x: -x - 1}
-    from forgetlab.cuts import by_transform
+    from forgetlab.streams.cuts import by_transform
 
     the_cut = by_transform(data, "domain-incremental", changes)
     first, second = made(the_cut).tasks
@@ -181,13 +191,13 @@ MODIFIED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("options", MODIFIED, ids=lambda options: " ".join(options))
 @pytest.mark.parametrize("check", ABOUT)
 def test_every_choice_keeps_the_promises_of_a_scenario(check: Any, options: dict[str, Any]) -> None:
-    check(lambda seed: plugins.build("scenario", "stream", {"data": "digits", **options}, seed=seed))
+    check(lambda seed: registry.build("scenario", "stream", {"data": "digits", **options}, seed=seed))
 
 
 @pytest.mark.parametrize("options", MODIFIED, ids=lambda options: " ".join(options))
 def test_the_seed_alone_decides(options: dict[str, Any]) -> None:
     assert stream(**options).checksum() == stream(**options).checksum()
-    other = plugins.build("scenario", "stream", {"data": "digits", **options}, seed=1)
+    other = registry.build("scenario", "stream", {"data": "digits", **options}, seed=1)
     assert other.checksum() != stream(**options).checksum()
 
 
@@ -232,7 +242,7 @@ def test_choices_without_a_meaning_are_refused(options: dict[str, Any], option: 
 
 
 def test_show_tells_nested_keys_and_what_names_other_plugins() -> None:
-    told = {p.name: p.type for p in plugins.parameters(plugins.find("scenario", "stream"))}
+    told = {p.name: p.type for p in registry.parameters(registry.find("scenario", "stream"))}
     assert told["few_shot"] == "{base_classes: int > 0, shots: int > 0} | None"
     assert told["data"] == "data by name, or {name: ..., its options}"
 
@@ -240,4 +250,4 @@ def test_show_tells_nested_keys_and_what_names_other_plugins() -> None:
 @pytest.mark.parametrize("name", ["split_digits", "permuted_fashion_mnist"])
 def test_a_benchmark_of_classes_or_domains_has_no_chunks(name: str) -> None:
     with pytest.raises(OptionError, match="data-incremental' goes with 'by: chunk'"):
-        plugins.build("scenario", name, {"setting": "data-incremental"}, seed=0)
+        registry.build("scenario", name, {"setting": "data-incremental"}, seed=0)

@@ -11,11 +11,12 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from forgetlab import plugins
-from forgetlab.plugins import OptionError, OptionsError
-from forgetlab.scenario import Dataset, DomainChanges, Samples
+from forgetlab.data.datasets import Dataset, Samples
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError, OptionsError
 from forgetlab.seeding import generator
-from forgetlab.streams import domains
+from forgetlab.streams.build import domains
+from forgetlab.streams.scenario import DomainChanges
 
 IMAGES = ("permutation", "rotation", "noise", "blur", "contrast", "colour")
 OF_IMAGES_ALONE = IMAGES[1:]
@@ -24,7 +25,7 @@ CORRUPTIONS = ("noise", "blur", "contrast", "colour")
 
 
 def built(name: str, n_tasks: int = 3, seed: int = 0, **options: Any) -> DomainChanges:
-    return plugins.build("transform", name, options, seed=seed, n_tasks=n_tasks)
+    return registry.build("transform", name, options, seed=seed, n_tasks=n_tasks)
 
 
 def last(name: str, x: Tensor, n_tasks: int = 2, **options: Any) -> Tensor:

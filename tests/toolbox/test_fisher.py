@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import MultiTaskModule, stock_plugin
+from forgetlab.avalanche.api import MultiTaskModule, stock_plugin
+from forgetlab.backbones.layers import Block
+from forgetlab.backbones.mlp import MLP
+from forgetlab.backbones.vit import ViT
 from forgetlab.batch import Batch
-from forgetlab.fisher import RULES, Measure, Variant, covered, fisher, layer_wise, per_sample, sensitivity
-from forgetlab.models import MLP, Block, ViT
-from forgetlab.network import SharedNetwork
+from forgetlab.plugins import registry
 from forgetlab.seeding import generator
+from forgetlab.toolbox.fisher import RULES, Measure, Variant, covered, fisher, layer_wise, per_sample, sensitivity
+from forgetlab.training.network import SharedNetwork
 from helpers.networks import opened
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -378,7 +380,7 @@ def test_ewc_keeps_one_quadratic_that_equals_the_sum_over_tasks(variant: Variant
     """Three tasks, and a head that grows by the classes of each."""
     torch.manual_seed(0)
     model = SharedNetwork(MLP((4,), (5,))).double().eval()
-    ewc: Any = plugins.build("regularizer", "ewc", {"fisher": variant})
+    ewc: Any = registry.build("regularizer", "ewc", {"fisher": variant})
     kept: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []  # each task's F and theta
     for task in range(3):
         model.open(task, [2 * task, 2 * task + 1])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import Batch
-from forgetlab.models import MLP
-from forgetlab.network import SharedNetwork
 from forgetlab.seeding import drawn_from, generator
-from forgetlab.teacher import changing, features, frozen_copy, logits, still
+from forgetlab.toolbox.teacher import changing, features, frozen_copy, logits, still
+from forgetlab.training.network import SharedNetwork
 
 
 class Chancy(nn.Sequential):

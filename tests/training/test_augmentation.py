@@ -17,19 +17,24 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import augmentation, config, engine, plugins
-from forgetlab.augmentation import OPERATIONS, Augmentation, augmented, cropped, drawn_numbers, flipped
-from forgetlab.avalanche_api import CLScenario, SupervisedPlugin, stock_plugin
+from forgetlab.avalanche.api import CLScenario, SupervisedPlugin, stock_plugin
+from forgetlab.avalanche.tensor_data import to_benchmark
 from forgetlab.batch import Batch
-from forgetlab.data import to_benchmark
-from forgetlab.description import Augment, Budget, Experiment, Train
-from forgetlab.engine import Result
-from forgetlab.loop import Loop, stock_loop
-from forgetlab.options import OptionError
-from forgetlab.regularization import Regularizer
-from forgetlab.replay import Memory, Rehearsal
-from forgetlab.scenario import Samples, Scenario
+from forgetlab.config import load as config
+from forgetlab.data.datasets import Samples
+from forgetlab.engine import one_run
+from forgetlab.experiment import Augment, Budget, Experiment, Train
+from forgetlab.plugins import registry
+from forgetlab.plugins.options import OptionError
+from forgetlab.regularization.regularizer import Regularizer
+from forgetlab.replay.memory import Memory
+from forgetlab.replay.rehearsal import Rehearsal
+from forgetlab.results.store import Result
 from forgetlab.seeding import generator
+from forgetlab.streams.scenario import Scenario
+from forgetlab.training import augmentation
+from forgetlab.training.augmentation import OPERATIONS, Augmentation, augmented, cropped, drawn_numbers, flipped
+from forgetlab.training.loop import Loop, stock_loop
 from helpers import runs
 from helpers.networks import network
 from helpers.streams import in_pairs
@@ -281,7 +286,7 @@ class Spy(Rehearsal):
 
 
 def filled(*, capacity: int = 12) -> Memory:
-    memory: Memory = plugins.build("memory", "reservoir", {"capacity": capacity})
+    memory: Memory = registry.build("memory", "reservoir", {"capacity": capacity})
     memory.rehearsal = Spy()
     return memory
 
@@ -382,7 +387,7 @@ def test_without_augmentation_the_loop_holds_none(benchmark: CLScenario) -> None
 
 @pytest.mark.slow
 def test_kornia_is_imported_only_where_it_is_used() -> None:
-    code = "import sys, forgetlab.augmentation as a, forgetlab.description as d\n"
+    code = "import sys, forgetlab.training.augmentation as a, forgetlab.experiment as d\n"
     code += "import torch\nassert a.augmented(torch.ones(1, 1, 4, 4), a.table(1, 't'), d.Augment(crop=1)).any()\n"
     code += "assert 'kornia' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -476,7 +481,7 @@ def test_stock_code_that_brings_samples_may_stand_beside_augmented_entries(load:
 VECTORS = """
 import torch
 from forgetlab.plugins import register
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.streams.scenario import Samples, Scenario, Task
 
 @register("scenario", "vectors")
 def vectors(*, seed):
@@ -486,9 +491,9 @@ def vectors(*, seed):
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    plugins.discover()
-    monkeypatch.setattr(plugins, "_plugins", dict(plugins._plugins))
-    monkeypatch.setattr(plugins, "_files", {})
+    registry.discover()
+    monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    monkeypatch.setattr(registry, "_files", {})
     monkeypatch.setitem(globals(), "BEGIN", BEGIN.replace("split_digits", "vectors"))
     (tmp_path / "mine.py").write_text(VECTORS, encoding="utf-8")
     message = "only images can be augmented, (channels, height, width); a sample here is (7,) of float32"
@@ -521,7 +526,7 @@ def test_a_run_is_deterministic_and_another_than_without(load: Load) -> None:
 
     def results(lines: str) -> Iterator[Result]:
         experiment = load(lines + text)
-        return (engine.run(run) for run in experiment.runs())
+        return (one_run.run(run) for run in experiment.runs())
 
     bare = list(results(""))
     first, again = (list(results(f"train: {{augment: {EVERYTHING.named}}}\n")) for _ in range(2))

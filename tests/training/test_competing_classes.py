@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from forgetlab import competing_classes as competing
-from forgetlab.competing_classes import MASK, LossClasses
+from forgetlab.training import competing_classes as competing
+from forgetlab.training.competing_classes import MASK, LossClasses
 
 CLASSES = {0: [0, 1], 1: [2, 3]}
 TASK = torch.tensor([0, 1])

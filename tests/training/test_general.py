@@ -10,17 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import engine, plugins
-from forgetlab.avalanche_api import SupervisedPlugin
-from forgetlab.data import to_benchmark
-from forgetlab.general import General
-from forgetlab.learners import Context, Sequential
-from forgetlab.models import MLP
-from forgetlab.network import Head, SharedNetwork
-from forgetlab.scenario import Samples, Scenario, as_input
+from forgetlab.avalanche.api import SupervisedPlugin
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.data.datasets import Samples, as_input
+from forgetlab.engine import one_run
+from forgetlab.learners.context import Context
+from forgetlab.learners.sequential import Sequential
+from forgetlab.plugins import registry
+from forgetlab.results.store import Result
 from forgetlab.seeding import generator
-from forgetlab.store import Result
-from forgetlab.yaml_file import FileErrors
+from forgetlab.streams.scenario import Scenario
+from forgetlab.training.general_data import General
+from forgetlab.training.heads import Head
+from forgetlab.training.network import SharedNetwork
 from helpers import runs
 from helpers.data import write_topics
 from helpers.streams import in_pairs
@@ -122,7 +126,7 @@ def test_the_loss_is_the_mean_over_all_samples(
 ) -> None:
     """New, replayed and general ones; the ratio is to the new ones, whatever is replayed."""
     name, options, depth = MEMORIES[beside]
-    watch, _, general = trained(monkeypatch, ratio, name and plugins.build("memory", name, options), depth)
+    watch, _, general = trained(monkeypatch, ratio, name and registry.build("memory", name, options), depth)
     if name == "gaussian":  # it draws by the same function
         watch.samples = [n for n in watch.samples if n in samples]
     assert worst(watch) < 1e-5
@@ -246,8 +250,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def prepared(folder: Path, text: str, strategy: str = "general") -> Sequential:
     run = next(run for run in runs.loaded(folder, text).runs() if run.strategy.name == strategy)
-    engine.set_process(run)
-    scenario = engine.load_scenario(run)
+    one_run.set_process(run)
+    scenario = one_run.load_scenario(run)
     learner = Sequential()
     learner.prepare(Context(run, scenario, to_benchmark(scenario, "cpu", False), torch.device("cpu")))
     return learner

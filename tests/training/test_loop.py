@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import plugins
-from forgetlab.avalanche_api import CLScenario, SupervisedPlugin, stock_plugin
-from forgetlab.data import to_benchmark
-from forgetlab.description import Budget, Train
-from forgetlab.isolated import IsolatedNetwork, IsolationPlugin
-from forgetlab.isolation import Router
-from forgetlab.loop import Epoch, Loop
-from forgetlab.models import MLP
-from forgetlab.network import Head
-from forgetlab.scenario import Samples, Scenario, Task
+from forgetlab.avalanche.api import CLScenario, SupervisedPlugin, stock_plugin
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
+from forgetlab.data.datasets import Samples
+from forgetlab.experiment import Budget, Train
+from forgetlab.isolation.network import IsolatedNetwork, IsolationPlugin
+from forgetlab.isolation.router import Router
+from forgetlab.plugins import registry
 from forgetlab.seeding import generator
+from forgetlab.streams.scenario import Scenario, Task
+from forgetlab.training.heads import Head
+from forgetlab.training.loop import Epoch, Loop
 from helpers.networks import network
 
 SIZES = (50, 23, 1)  # samples of each task
@@ -198,7 +199,7 @@ def test_evaluation_says_for_every_sample_whether_its_route_is_right(benchmark: 
     backbone, router = MLP((4,), (5,)), Halves()
     model = IsolatedNetwork(
         backbone,
-        lambda: plugins.build("isolation", "lora", {"sites": ["mlp.in"], "rank": 1}),
+        lambda: registry.build("isolation", "lora", {"sites": ["mlp.in"], "rank": 1}),
         router=router,
         task_known=False,
     )

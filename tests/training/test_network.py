@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetlab import plugins
+from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import UNKNOWN
-from forgetlab.competing_classes import MASK
-from forgetlab.isolated import IsolatedNetwork
-from forgetlab.isolation import Isolation, Router
-from forgetlab.models import MLP
-from forgetlab.network import Head, Network, SharedNetwork
+from forgetlab.isolation.module import Isolation
+from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.isolation.router import Router
+from forgetlab.plugins import registry
+from forgetlab.training.competing_classes import MASK
+from forgetlab.training.heads import Head
+from forgetlab.training.network import Network, SharedNetwork
 
 N_CLASSES = 6  # two tasks of two classes are opened; 4 and 5 are still to come
 TASKS = torch.tensor([0, 1])  # of the two samples; task 1 is in training
@@ -145,7 +147,7 @@ def test_a_task_can_be_answered_once_what_its_answer_needs_is_open(
 
 
 def lora() -> Isolation:
-    return plugins.build("isolation", "lora", {"sites": ["mlp.in"], "rank": 1})
+    return registry.build("isolation", "lora", {"sites": ["mlp.in"], "rank": 1})
 
 
 def isolated(task_known: bool = True, router: Router | None = None) -> IsolatedNetwork:

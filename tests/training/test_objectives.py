@@ -12,15 +12,26 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab import objectives
 from forgetlab.backbones.cnn import CNN
+from forgetlab.backbones.mlp import MLP
 from forgetlab.backbones.transformer import MASK_ID, VOCABULARY, Transformer
-from forgetlab.description import Augment
-from forgetlab.models import MLP, ViT
-from forgetlab.objectives import Causal, Contrastive, DrawName, Masked, Objective, Pieces, made, masked, nt_xent
-from forgetlab.options import OptionError
-from forgetlab.scenario import as_input, dataset
+from forgetlab.backbones.vit import ViT
+from forgetlab.data.datasets import as_input, dataset
+from forgetlab.experiment import Augment
+from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import generator
+from forgetlab.training import pretraining_objectives
+from forgetlab.training.pretraining_objectives import (
+    Causal,
+    Contrastive,
+    DrawName,
+    Masked,
+    Objective,
+    Pieces,
+    made,
+    masked,
+    nt_xent,
+)
 
 LENGTH, SMALL = 12, 600
 TEXTS = [
@@ -132,7 +143,7 @@ def test_losses_over_pieces_are_written_out_ones(objective: str, monkeypatch: py
     torch.testing.assert_close(head.nats(backbone, x, names(5)), torch.stack(total))
     assert head.right(backbone, x, names(5)).tolist() == right
     expected = torch.autograd.grad(loss, [*backbone.parameters(), head.bias])
-    monkeypatch.setattr(objectives, "ROWS", 3)  # some places at a time
+    monkeypatch.setattr(pretraining_objectives, "ROWS", 3)  # some places at a time
     loss = head.loss(backbone, x, names(5))
     for one, other in zip(expected, torch.autograd.grad(loss, [*backbone.parameters(), head.bias]), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
@@ -169,7 +180,7 @@ def test_the_output_layer_is_the_embedding_until_it_is_frozen(objective: str) ->
 def test_a_transformer_learns_four_sentences_by_heart(
     objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from forgetlab.text import token_ids
+    from forgetlab.data.text import token_ids
 
     monkeypatch.setenv("FORGETLAB_CACHE", str(tmp_path))
     x = token_ids(TEXTS, LENGTH)
@@ -183,7 +194,7 @@ def test_a_transformer_learns_four_sentences_by_heart(
 
 @pytest.mark.slow
 def test_text_is_learned_from_newsgroups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from forgetlab.text import token_ids
+    from forgetlab.data.text import token_ids
 
     monkeypatch.setenv("FORGETLAB_CACHE", str(tmp_path))
     from forgetlab.scenarios.data import newsgroups

@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from forgetlab import engine, pretraining, session
-from forgetlab.config import load, resolved
-from forgetlab.description import Run
-from forgetlab.fingerprint import start_key
-from forgetlab.learners import Context
-from forgetlab.pretraining import Start
-from forgetlab.scenario import pretraining_tasks
-from forgetlab.store import Result, Store
-from forgetlab.yaml_file import FileErrors
+from forgetlab.config.load import load, resolved
+from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.engine import all_runs, one_run
+from forgetlab.experiment import Run
+from forgetlab.learners.context import Context
+from forgetlab.results.run_key import start_key
+from forgetlab.results.store import Result, Store
+from forgetlab.streams.scenario import pretraining_tasks
+from forgetlab.training import pretraining
+from forgetlab.training.pretraining import Start
 from helpers.data import write_topics
 
 pytestmark = pytest.mark.usefixtures("no_starts_in_memory")
@@ -49,7 +50,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def results(file: Path, store: Store) -> dict[str, Result]:
-    found = [folder.result() for folder in session.carry_out(load(file), store)]
+    found = [folder.result() for folder in all_runs.carry_out(load(file), store)]
     return {result.strategy: result for result in found if result is not None}
 
 
@@ -88,7 +89,7 @@ def test_what_the_sequence_does_to_pretrained_knowledge(file: Path, tmp_path: Pa
 def test_held_back_classes_are_not_in_the_stream(file: Path) -> None:
     experiment = load(file)
     run = experiment.run(experiment.entries[0], 0)
-    scenario = engine.load_scenario(run)
+    scenario = one_run.load_scenario(run)
     assert run.pretrain is not None
     (task,) = pretraining_tasks(run.pretrain, scenario, 0)
     streamed = {name for one in scenario.tasks for name in one.name.split(",")}
@@ -108,7 +109,7 @@ def test_a_start_is_made_once_and_found_by_its_content(
     first = results(file, store)
     assert len(trainings) == len(list(store.starts.glob("*.safetensors"))) == 1
     pretraining._made.clear()  # as in a new process
-    again = [folder.result() for folder in session.carry_out(load(file), store, fresh=True)]
+    again = [folder.result() for folder in all_runs.carry_out(load(file), store, fresh=True)]
     assert len(trainings) == 1
     assert {result.strategy: result.accuracy for result in again if result} == {
         name: result.accuracy for name, result in first.items()
@@ -123,7 +124,7 @@ def test_all_that_makes_a_start_is_in_its_key_and_what_does_not_is_not(
 ) -> None:
     run = load(file).runs()[0]
     assert run.pretrain is not None
-    scenario = engine.load_scenario(run)
+    scenario = one_run.load_scenario(run)
     tasks = pretraining_tasks(run.pretrain, scenario, run.seed_of("class_order"))
     key = start_key(run, tasks)
     other_rows = tasks[0].train._replace(x=tasks[0].train.x.flip(0))
@@ -159,7 +160,7 @@ def test_where_the_order_alone_varies_each_seed_has_a_start_of_its_own(file: Pat
     first, second = (run for run in load(file).runs() if run.strategy.name == "naive")
     found = []
     for run in (first, second):
-        scenario = engine.load_scenario(run)
+        scenario = one_run.load_scenario(run)
         start = Context(run, scenario, None, torch.device("cpu"), starts=tmp_path / "starts").start  # type: ignore[arg-type]
         assert start is not None
         found.append(start.tensors["head.weight"])
@@ -177,7 +178,7 @@ def test_other_data_can_be_pretrained_on(file: Path) -> None:
     experiment = load(file)
     run = experiment.run(experiment.entries[0], 0)
     assert run.pretrain is not None
-    tasks: Sequence[Any] = pretraining_tasks(run.pretrain, engine.load_scenario(run), 0)
+    tasks: Sequence[Any] = pretraining_tasks(run.pretrain, one_run.load_scenario(run), 0)
     assert sum(len(task.classes) for task in tasks) == 10
 
 
@@ -248,8 +249,8 @@ def run_of(file: Path) -> Run:
 
 def context_of(file: Path, starts: Path | None = None) -> Context:
     run = run_of(file)
-    engine.set_process(run)
-    scenario = engine.load_scenario(run)
+    one_run.set_process(run)
+    scenario = one_run.load_scenario(run)
     return Context(run, scenario, None, torch.device("cpu"), starts=starts)  # type: ignore[arg-type] - no benchmark
 
 
@@ -323,8 +324,8 @@ PROCESS = """
 import sys, torch
 from pathlib import Path
 from forgetlab import engine
-from forgetlab.config import load
-from forgetlab.learners import Context
+from forgetlab.config.load import load
+from forgetlab.learners.sequential import Context
 for name in sys.argv[2:]:
     experiment = load(Path(name))
     run = experiment.run(experiment.entries[0], 0)

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from forgetlab.isolation import Isolation, Role
-from forgetlab.plugins import Named, Spec, build, register
+from forgetlab.backbones.sites import Role
+from forgetlab.isolation.module import Isolation
+from forgetlab.plugins.options import Named, Spec
+from forgetlab.plugins.registry import build, register
 
 
 @register("data", "scored")

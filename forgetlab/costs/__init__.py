@@ -1,0 +1,1 @@
+"""What a task costs: parameters, bytes, operations, activations, rank."""

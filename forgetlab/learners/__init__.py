@@ -1,0 +1,1 @@
+"""How an entry of a comparison goes through a stream; the references among them."""

@@ -1,0 +1,1 @@
+"""What cannot be carried out, told before anything is trained."""

@@ -1,0 +1,1 @@
+"""Views of what is stored: tables, curves, pictures, MLflow."""

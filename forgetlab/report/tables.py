@@ -1,0 +1,137 @@
+"""The tables of a comparison, one for each way in which a test sample's task is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from forgetlab.report import number_format, price_table
+from forgetlab.report.markdown import lines as markdown_lines
+from forgetlab.report.summary import NEW_MODEL_PER_TASK, Summary
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+SECTIONS = {
+    "none": "No task identity used",
+    "routed": "Task inferred by a router (routed)",
+    "told": "Task told at test (oracle)",
+}
+
+
+FURTHER = {  # shown where a stream asks for them
+    "macro_f1": "macro F1",
+    "auroc": "AUROC",
+    "log_loss": "log-loss",
+    "prequential_accuracy": "prequential accuracy",
+}
+
+
+PRICE = "What a task costs"
+
+
+DASH = "\N{EN DASH}"
+
+
+FORGETTING = "forgetting (best \N{MINUS SIGN} last)"
+
+
+NOTE = (
+    "± is a 95 % t-interval over seeds. Forgetting is a task's best accuracy since it was learned minus its "
+    "last, averaged over all tasks but the last learned; joint and separate train a new model for each task, "
+    "so theirs is a dash. Bytes kept are what a strategy stores plus what its memory holds. "
+    "`forgetlab show metric NAME` gives each definition."
+)
+
+
+def _sections(summaries: Sequence[Summary]) -> Iterator[tuple[str, list[Summary]]]:
+    """The rows by how a test sample's task is known, which never share a table; references come first."""
+    for task_identity, heading in SECTIONS.items():
+        rows = [summary for summary in summaries if summary.task_identity == task_identity]
+        if rows:
+            yield heading, sorted(rows, key=lambda summary: summary.family != "reference")
+
+
+def _columns(rows: Sequence[Summary]) -> dict[str, list[str]]:
+    """One section's table, column by column: header to cells."""
+    n = max(len(summary.seeds) for summary in rows)
+    table = {
+        "strategy": [summary.label for summary in rows],
+        "average accuracy (final)": [_cell(summary, "average_accuracy", n) for summary in rows],
+        FORGETTING: [DASH if _forgets_nothing(summary) else _cell(summary, "forgetting", n) for summary in rows],
+        "learning accuracy": [_cell(summary, "learning_accuracy", n) for summary in rows],
+        "seconds": [_amount(summary, ("seconds",), "{:,.1f}".format) for summary in rows],
+        "parameters": [_amount(summary, ("parameters",), number_format.short_count) for summary in rows],
+        "bytes kept": [
+            _amount(summary, ("stored_bytes", "memory_bytes"), number_format.short_bytes) for summary in rows
+        ],
+    }
+    if any("tuning_trials" in summary.cells for summary in rows):
+        table["trials"] = [_amount(summary, ("tuning_trials",), "{:.0f}".format) for summary in rows]
+    for name, header in FURTHER.items():
+        if any(name in summary.cells for summary in rows):
+            table[header] = [_cell(summary, name, n) for summary in rows]
+    if rows[0].task_identity == "routed":
+        table["router accuracy"] = [_cell(summary, "router_accuracy", n) for summary in rows]
+    return table
+
+
+def _cell(summary: Summary, name: str, n: int) -> str:
+    """mean ± half width, and the number of seeds where it is not the table's."""
+    cell = summary.cells.get(name)
+    if cell is None:
+        return DASH
+    return str(cell) if cell.n == n else f"{cell} (n={cell.n})"
+
+
+def _forgets_nothing(summary: Summary) -> bool:
+    return summary.family == "reference" and summary.strategy in NEW_MODEL_PER_TASK
+
+
+def _amount(summary: Summary, names: Sequence[str], written: Callable[[float], str]) -> str:
+    """The mean over seeds of a sum of counts, without an interval."""
+    cells = [summary.cells.get(name) for name in names]
+    known = [cell.mean for cell in cells if cell is not None]
+    return written(sum(known)) if len(known) == len(names) else DASH
+
+
+def _foot(rows: Sequence[Summary]) -> str:
+    """What holds for one section: the number of seeds, what guessing gives where that is one number, and whose runs
+    an earlier version made."""
+    n = max(len(summary.seeds) for summary in rows)
+    seeds = "1 seed, so no interval" if n == 1 else f"n = {n} seeds"
+    guesses = {f"{cell.mean:.3f}" for summary in rows if (cell := summary.cells.get("chance")) is not None}
+    foot = f"{seeds}; guessing gives {guesses.pop()}." if len(guesses) == 1 else f"{seeds}."
+    adopted = [f"{summary.label} ({summary.adopted} of {len(summary.seeds)})" for summary in rows if summary.adopted]
+    return f"{foot} Adopted, made by an earlier version: {', '.join(adopted)}." if adopted else foot
+
+
+def markdown(summaries: Sequence[Summary], title: str) -> str:
+    """The comparison as Markdown: one table per section, each with its foot, and the note."""
+    lines = [f"## {title}", ""]
+    for heading, rows in _sections(summaries):
+        lines += [f"### {heading}", "", *markdown_lines(_columns(rows))]
+        lines += ["", _foot(rows), ""]
+    if paid := price_table.price_columns(summaries):
+        lines += [f"### {PRICE}", "", *markdown_lines(paid), ""]
+    return "\n".join([*lines, NOTE, ""])
+
+
+def table(summaries: Sequence[Summary]) -> Group:
+    """The comparison for a terminal: one rich table per section, and the note."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    tables = [(heading, _foot(rows), _columns(rows)) for heading, rows in _sections(summaries)]
+    paid = price_table.price_columns(summaries)
+    parts: list[Table | Text] = []
+    for heading, foot, content in [*tables, *([(PRICE, None, paid)] if paid else [])]:
+        part = Table(title=heading, caption=foot, title_justify="left", caption_justify="left")
+        for number, header in enumerate(content):
+            part.add_column(header, justify="right" if number else "left", overflow="fold")
+        for cells in zip(*content.values(), strict=True):
+            part.add_row(*map(Text, cells))
+        parts.append(part)
+    return Group(*parts, Text(NOTE.replace("`", "")))

@@ -1,0 +1,1 @@
+"""Closed forms on features, in the place of trained heads."""

@@ -1,0 +1,1 @@
+"""The tasks' changes made into one."""

@@ -1,0 +1,1 @@
+"""What one task adds to a frozen backbone, by form."""

@@ -1,0 +1,1 @@
+"""Shares of one network's weights."""

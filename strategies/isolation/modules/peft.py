@@ -1,0 +1,59 @@
+"""Hugging Face's methods: https://github.com/huggingface/peft (Apache-2.0), which comes with forgetlab[peft].
+
+Their layers stand in the backbone only while the module acts; lists of modules in their keys may name our roles too.
+Methods that learn prompts, and starts that change the backbone's own weights, are refused.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from forgetlab.isolation import Isolation, OptionError, Site, library, peft_layers, wrapped
+from forgetlab.plugins import register
+
+ROLES: Any = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.out")
+
+
+@register("isolation", "peft")
+class PEFT(Isolation):
+    """h = f(x; W0, theta), f a layer of their tuner `peft_type`; `config` takes that tuner's keys."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        named = [one for value in config.values() if isinstance(value, list) for one in value]
+        at = config.get("layers_to_transform")  # which peft does not heed where a module is named by its whole path
+        layers = (at,) if isinstance(at, int) else at and tuple(at)
+        super().__init__((*(role for role in ROLES if role in named), "block"), layers)
+        self.options, self.kinds = config, peft_layers.tuner_classes(library("peft"), config)
+        self.identity_at_birth = peft_layers.identity_at_birth(config)  # type: ignore[misc]
+        self.draws, self.paths = peft_layers.draws(config), dict[str, str]()
+
+    def make(self, site: Site) -> nn.Module:
+        return nn.Identity()
+
+    def attach(self, backbone: nn.Module) -> None:
+        super().attach(backbone)
+        paths: dict[Any, list[str]] = {role: [s.path for s in self.sites if s.role == role] for role in self.roles}
+        if any(site.fused for site in self.sites) and not {*ROLES[:3]} <= paths.keys():
+            raise OptionError("q, k and v are one layer here, and peft takes it whole: name all three", "config")
+        options = {key: value for key, value in self.options.items() if key != "peft_type"}
+        for key, value in options.items():
+            if isinstance(value, list):
+                options[key] = list(dict.fromkeys(path for one in value for path in paths.get(one, [one])))
+        found = peft_layers.tuner_layers(self.kinds, options, backbone)
+        self.paths = {path.replace(".", "-"): path for path in found}
+        self.parts = nn.ModuleDict({key: found[path] for key, path in self.paths.items()})
+
+    @contextmanager
+    def active(self, backbone: nn.Module, x: Tensor | None = None) -> Any:
+        with wrapped(backbone, {path: self.parts[key] for key, path in self.paths.items()}):
+            yield
+
+    def lowest(self) -> int:
+        of = {f"{site.path}.": site.layer for site in self.sites if site.role == "block"}
+        return min(next((layer for at, layer in of.items() if path.startswith(at)), 0) for path in self.paths.values())
+
+    def changes(self) -> dict[str, Tensor]:
+        return {}

@@ -1,0 +1,1 @@
+"""Vectors in front of what attention reads."""

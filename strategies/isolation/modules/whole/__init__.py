@@ -1,0 +1,1 @@
+"""Layers, biases or heads trained as they are."""

@@ -1,0 +1,1 @@
+"""Whose module answers a sample when the task is not told."""

@@ -1,0 +1,1 @@
+"""Rates, and what is done to the weights between tasks."""

@@ -1,0 +1,1 @@
+"""Which old samples are kept and drawn."""

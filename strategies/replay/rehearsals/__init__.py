@@ -1,0 +1,1 @@
+"""The loss on new and drawn samples."""
