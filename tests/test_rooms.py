@@ -196,7 +196,9 @@ def test_every_file_is_in_a_room() -> None:
 
 
 def folders() -> list[Path]:
-    inside = [path for root in ("forgetlab", *LINKS) for path in (ROOT / root).rglob("*") if path.is_dir()]
+    inside = [
+        path for root in ("forgetlab", *sorted(LINKS)) for path in sorted((ROOT / root).rglob("*")) if path.is_dir()
+    ]
     return [path for path in inside if "__pycache__" not in path.parts and not path.is_symlink()]
 
 
@@ -222,7 +224,7 @@ TESTS = sources("tests")
 
 @pytest.mark.parametrize("path", TESTS)
 def test_no_test_looks_at_a_room_as_a_whole(path: str) -> None:
-    """What a room hands on is defined in one of its files: patched in the room it would change nothing, and stay green."""
+    """What a room hands on is defined in one of its files: patching the room changes nothing and stays green."""
     tree = ast.parse(read(path))
     asked = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "forgetlab"]
     rooms = {alias.name for node in asked for alias in node.names} & {*ROOMS}

@@ -45,10 +45,8 @@ def network() -> SharedNetwork:
     """Two hidden layers, each with BatchNorm and dropout."""
     with drawn_from("checks"):
         backbone = MLP((1, 8, 8), hidden=(10, 10))
-        for layer in backbone.layers:
-            assert isinstance(layer, nn.Sequential)
-            layer.append(nn.BatchNorm1d(10))
-            layer.append(nn.Dropout(0.5))
+        for i, layer in enumerate(backbone.layers):
+            backbone.layers[i] = nn.Sequential(*layer.children(), nn.BatchNorm1d(10), nn.Dropout(0.5))
         return SharedNetwork(backbone)
 
 

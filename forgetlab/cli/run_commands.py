@@ -12,7 +12,7 @@ import click
 from forgetlab.cli.plugin_commands import FILE, fail
 
 if TYPE_CHECKING:
-    from forgetlab.engine.adoption import Outcome
+    from forgetlab.engine.adoption import Adoption
     from forgetlab.experiment import Experiment
 
 RUNS = click.option(
@@ -69,7 +69,7 @@ def adopt(files: Sequence[Path], dry_run: bool, runs: Path) -> None:
         sys.exit(LEFT)
 
 
-def _told(outcomes: Sequence[Outcome], dry_run: bool) -> list[str]:
+def _told(outcomes: Sequence[Adoption], dry_run: bool) -> list[str]:
     """A line for each run that is adopted, or cannot be; trials that can be are only counted."""
     adopted = "would be adopted" if dry_run else "adopted"
     lines = []
@@ -81,7 +81,7 @@ def _told(outcomes: Sequence[Outcome], dry_run: bool) -> list[str]:
     return lines
 
 
-def _summary(name: str, outcomes: Sequence[Outcome], dry_run: bool) -> str:
+def _summary(name: str, outcomes: Sequence[Adoption], dry_run: bool) -> str:
     words = {
         "adopted": "would be adopted" if dry_run else "adopted",
         "current": "found as they are",

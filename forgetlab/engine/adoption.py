@@ -24,8 +24,7 @@ import yaml
 from forgetlab.engine import one_run, search_space
 from forgetlab.engine.search import Search
 from forgetlab.experiment import Choice, Experiment, Run, Strategy
-from forgetlab.plugins import registry
-from forgetlab.results.run_key import ARITHMETIC, OPTIONAL, plugin_specs, run_key, versions, with_nested
+from forgetlab.results.run_key import ARITHMETIC, OPTIONAL, plugin_files, run_key, versions
 from forgetlab.results.store import SET_ASIDE, Busy, Result, RunFolder, Store
 
 UNREADABLE = "its config.yaml cannot be read"
@@ -36,11 +35,11 @@ NOT_COMPARED = ("key", "plugins", "strategy.name")  # where plug-in files lay, a
 LONGEST = 60  # letters of a setting that is told
 
 Verdict = Literal["adopted", "current", "refused", "unfinished"]
-Settings = dict[str, Any]  # of a description, by dotted names
+FlatSettings = dict[str, Any]  # of a description, by dotted names
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Adoption:
     """What became of one run; ``refused``: it is finished, and was left as it is."""
 
     run: str  # in words
@@ -51,28 +50,28 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Kept:
+class FoundRun:
     """A run folder as it was found."""
 
     folder: RunFolder
     key: str | None
     description: Mapping[str, Any] | None  # None: it cannot be read
-    settings: Settings
+    settings: FlatSettings
 
     @classmethod
-    def read(cls, folder: RunFolder) -> Kept:
+    def read(cls, folder: RunFolder) -> FoundRun:
         try:
             description = folder.description()
         except (OSError, ValueError, AttributeError, yaml.YAMLError):  # the last but one: it is no mapping
             return cls(folder, folder.key, None, {})
-        return cls(folder, folder.key, description, settings(description))
+        return cls(folder, folder.key, description, flat_settings(description))
 
 
-Wanted = Callable[[Kept], Run | None]  # the run of today that a folder may hold
-Same = tuple[Kept, Run]  # a finished run, and its description today
+Wanted = Callable[[FoundRun], Run | None]  # the run of today that a folder may hold
+Same = tuple[FoundRun, Run]  # a finished run, and its description today
 
 
-def adopt(experiment: Experiment, store: Store, *, dry_run: bool = False) -> list[Outcome]:
+def adopt(experiment: Experiment, store: Store, *, dry_run: bool = False) -> list[Adoption]:
     """Take over what is finished of an experiment, its runs and the trials of its searches; ``dry_run`` only tells.
 
     A run may lie anywhere in the store, as it may for `forgetlab run`. To take it over one file is replaced at once,
@@ -92,22 +91,22 @@ class _Adopter:
 
     def __init__(self, experiment: Experiment, store: Store, dry_run: bool) -> None:
         self.experiment, self.store, self.dry_run = experiment, store, dry_run
-        self.kept = [Kept.read(folder) for folder in store.everywhere()]
+        self.kept = [FoundRun.read(folder) for folder in store.everywhere()]
 
-    def run(self, entry: Strategy, seed: int) -> Outcome:
+    def run(self, entry: Strategy, seed: int) -> Adoption:
         """Take over the run of an entry and a seed, from its own folder or from another that holds it."""
         told = f"{entry.name}, seed {seed}"
-        own = Kept.read(self.store.folder(self.experiment.name, entry.name, seed))
+        own = FoundRun.read(self.store.folder(self.experiment.name, entry.name, seed))
         others = [kept for kept in self.kept if kept.folder != own.folder and kept.settings.get("seed") == seed]
         wanted = partial(_settled, self.experiment, entry, seed)
         same = list(_same([own, *others], wanted))
         return self._taken(told, same) if same else _left(told, own, wanted)
 
-    def trials(self) -> Iterator[Outcome]:
+    def trials(self) -> Iterator[Adoption]:
         """Take over the trials of all searches that this experiment may ask for again."""
         searched = [entry for entry in self.experiment.entries if search_space.space(self.experiment, entry)]
         for folder in self.store.trials.everywhere(self.experiment.name) if searched else ():
-            kept, aside = Kept.read(folder), folder.path.parent.name == SET_ASIDE
+            kept, aside = FoundRun.read(folder), folder.path.parent.name == SET_ASIDE
             name = folder.path.name if aside else folder.path.parent.name
             for entry in searched:
                 if not aside and not name.startswith(f"{entry.name}."):
@@ -121,20 +120,20 @@ class _Adopter:
                     yield _left(told, kept, wanted, trial=True)
                     break
 
-    def _taken(self, told: str, same: Sequence[Same], *, trial: bool = False) -> Outcome:
+    def _taken(self, told: str, same: Sequence[Same], *, trial: bool = False) -> Adoption:
         """Take over the first of these that nothing speaks against, unless one has today's key already."""
         keys = [_key(run) for _, run in same]
         if any(kept.key == key for (kept, _), key in zip(same, keys, strict=True)):
-            return Outcome(told, "current", trial=trial)
+            return Adoption(told, "current", trial=trial)
         refused: list[str] = []
         for (kept, run), key in zip(same, keys, strict=True):
             against = _obstacles(kept.folder, run)
             if not against:
                 against = self._rekeyed(kept.folder, key)
             if not against:
-                return Outcome(told, "adopted", note=_changed_since(kept.folder, run), trial=trial)
+                return Adoption(told, "adopted", note=_changed_since(kept.folder, run), trial=trial)
             refused = refused or against
-        return Outcome(told, "refused", tuple(refused), trial=trial)
+        return Adoption(told, "refused", tuple(refused), trial=trial)
 
     def _rekeyed(self, folder: RunFolder, key: str) -> list[str]:
         """Give a run its key, alone with it; returns what stands against that."""
@@ -149,10 +148,10 @@ class _Adopter:
         return []
 
 
-def settings(description: Mapping[str, Any]) -> Settings:
+def flat_settings(description: Mapping[str, Any]) -> FlatSettings:
     """All that a description sets, by dotted names, without what it is called.
 
-    >>> settings({"key": "1f", "seed": 0, "strategy": {"name": "mine", "isolation": {"sites": ["attn.q", "block"]}}})
+    >>> flat_settings({"key": "1f", "seed": 0, "strategy": {"name": "mine", "isolation": {"sites": ["attn.q", "block"]}}})
     {'seed': 0, 'strategy.isolation.sites.0': 'attn.q', 'strategy.isolation.sites.1': 'block'}
     """
 
@@ -171,7 +170,7 @@ def settings(description: Mapping[str, Any]) -> Settings:
     return {name: value for name, value in flat(told, "") if name not in NOT_COMPARED}
 
 
-def differences(then: Settings, now: Settings) -> list[str]:
+def differences(then: FlatSettings, now: FlatSettings) -> list[str]:
     """Which settings differ, in words.
 
     >>> differences({"train.lr": 0.1, "seed": 0}, {"train.lr": 0.2, "seed": 0, "threads": 1})
@@ -186,11 +185,15 @@ def _short(value: Any) -> str:
     return shorten(str(value), LONGEST, placeholder=" ...")
 
 
-def _same(found: Sequence[Kept], wanted: Wanted) -> Iterator[Same]:
+def _same(found: Sequence[FoundRun], wanted: Wanted) -> Iterator[Same]:
     """The folders that hold a finished run with the settings that it has today."""
     for kept in found:
         run = None if kept.description is None else wanted(kept)
-        if run is not None and not differences(kept.settings, settings(one_run.plain(run))) and _finished(kept.folder):
+        if (
+            run is not None
+            and not differences(kept.settings, flat_settings(one_run.plain(run)))
+            and _finished(kept.folder)
+        ):
             yield kept, run
 
 
@@ -199,22 +202,22 @@ def _finished(folder: RunFolder) -> bool:
     return result is not None and result.finished
 
 
-def _left(told: str, kept: Kept, wanted: Wanted, *, trial: bool = False) -> Outcome:
+def _left(told: str, kept: FoundRun, wanted: Wanted, *, trial: bool = False) -> Adoption:
     """Why a folder's run cannot be taken over, whatever made it."""
     if not _finished(kept.folder):
         unread = kept.folder.result() is None and (kept.folder.path / "result.json").is_file()
-        return Outcome(told, "refused" if unread else "unfinished", (OTHER_RESULT,) if unread else (), trial=trial)
+        return Adoption(told, "refused" if unread else "unfinished", (OTHER_RESULT,) if unread else (), trial=trial)
     run = None if kept.description is None else wanted(kept)
     if kept.description is None:
         reasons = [UNREADABLE]
     elif run is None:
         reasons = [OTHER_SEARCH]
     else:
-        reasons = differences(kept.settings, settings(one_run.plain(run)))
-    return Outcome(told, "refused", tuple(reasons), trial=trial)
+        reasons = differences(kept.settings, flat_settings(one_run.plain(run)))
+    return Adoption(told, "refused", tuple(reasons), trial=trial)
 
 
-def _settled(experiment: Experiment, entry: Strategy, seed: int, kept: Kept) -> Run | None:
+def _settled(experiment: Experiment, entry: Strategy, seed: int, kept: FoundRun) -> Run | None:
     """The run of an entry and a seed, with what a search chose for it; None where another search did."""
     try:
         run = search_space.settled(experiment, entry, seed, dict(kept.description or {}))
@@ -227,7 +230,7 @@ def _settled(experiment: Experiment, entry: Strategy, seed: int, kept: Kept) -> 
     return run if as_many else None
 
 
-def _trial(experiment: Experiment, entry: Strategy, kept: Kept) -> Run | None:
+def _trial(experiment: Experiment, entry: Strategy, kept: FoundRun) -> Run | None:
     """The trial of an entry's search with the values that a folder holds; None where none may have them."""
     chosen = search_space.space(experiment, entry)
     try:
@@ -285,7 +288,7 @@ def _changed_since(folder: RunFolder, run: Run) -> str:
     if not isinstance(started, str):
         return ""
     named = {Path(path).resolve() for path in run.plugins}
-    used = {registry.find(kind, spec["name"]).source.resolve() for kind, spec in with_nested(plugin_specs(run))}
+    used = {path.resolve() for path in plugin_files(run)}
     began = datetime.fromisoformat(started).timestamp()
     changed = [path.name for path in sorted(named & used) if path.stat().st_mtime > began]
     return f"{', '.join(changed)} was changed after it; its numbers are of the file as it was" if changed else ""

@@ -28,13 +28,13 @@ def space(experiment: Experiment, entry: Strategy) -> Space:
     if tuning is None:
         return ()
     for_all = [c for c in tuning.choices if c.at[0] == "train" and c.at[1] not in entry.train] if trains(entry) else []
-    place = path_of(experiment, entry)
+    place = entry_path(experiment, entry)
     own = [choice for choice in tuning.choices if choice.at[:2] == place]
     inside = ("reference",) if entry.reference is not None else ()
     return (*for_all, *(choice.model_copy(update={"at": (*inside, *choice.at[2:])}) for choice in own))
 
 
-def path_of(experiment: Experiment, entry: Strategy) -> KeyPath:
+def entry_path(experiment: Experiment, entry: Strategy) -> KeyPath:
     """Where the file has an entry."""
     if entry.reference is not None:
         return "references", [spec["name"] for spec in experiment.references].index(entry.name)

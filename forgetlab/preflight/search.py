@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from forgetlab.engine.search_space import n_trials, path_of, trains
+from forgetlab.engine.search_space import entry_path, n_trials, trains
 from forgetlab.experiment import Experiment, Problem, Tuning
 from forgetlab.plugins.options import OptionError
 
@@ -51,7 +51,7 @@ def _unequal(experiment: Experiment) -> Iterator[Problem]:
         n = sizes[entry.name]
         if n < sizes[largest] and (n > 1 or trains(entry)):
             few = f"{n} combination{'s' if n > 1 else ''} to try in {entry.name}, {sizes[largest]} in {largest}"
-            yield path_of(experiment, entry), f"{few}: {AS_MANY}"
+            yield entry_path(experiment, entry), f"{few}: {AS_MANY}"
 
 
 def search_stream_problems(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]:

@@ -26,7 +26,7 @@ def digest(*files: Path | str) -> str:
     """Of these files, given as paths or from the package's folder, and of all of ForgetLab that they import."""
     found = hashlib.sha256()
     for path in sorted(computing(PACKAGE / file for file in files)):
-        found.update(named(path).encode() + path.read_bytes())
+        found.update(name_in_digest(path).encode() + path.read_bytes())
     return found.hexdigest()
 
 
@@ -36,13 +36,13 @@ def computing(files: Iterable[Path]) -> set[Path]:
     left = [file.resolve() for file in files]
     while left:
         file = left.pop()
-        if file not in found and named(file) not in EXEMPT:
+        if file not in found and name_in_digest(file) not in EXEMPT:
             found.add(file)
             left += imported(file)
     return found
 
 
-def named(path: Path) -> str:
+def name_in_digest(path: Path) -> str:
     """A file's name in a digest: its path in the package, or for a file of somebody else's its last part."""
     for root in (PACKAGE.resolve(), *_links()):
         if path.is_relative_to(root):

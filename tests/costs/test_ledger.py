@@ -57,11 +57,11 @@ def test_full_training_costs_twice_as_much_backward() -> None:
 
 def test_measuring_changes_no_number(monkeypatch: pytest.MonkeyPatch, lora: Result) -> None:
     from forgetlab.costs import ledger
-    from forgetlab.learners import sequential
+    from forgetlab.learners import counts
 
     monkeypatch.setattr(ledger.Ledger, "before_training_exp", lambda self, strategy: self.steps.append({}))
     monkeypatch.setattr(ledger.Ledger, "after_training_exp", lambda self, strategy: None)
-    monkeypatch.setattr(sequential, "STEP", ())
+    monkeypatch.setattr(counts, "STEP", ())
     spec = {"name": "lora", "rank": 2, "sites": ["mlp.in"]}
     assert run(Strategy(name="lora", isolation=spec, router={"name": "oracle"})).accuracy == lora.accuracy
 

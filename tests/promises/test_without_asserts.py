@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import ROOT
+from helpers.processes import environment_with
 
 PRODUCT = sorted(path for folder in ("forgetlab", "strategies", "scenarios") for path in (ROOT / folder).rglob("*.py"))
 BROKEN = '''
@@ -138,8 +138,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProces
     """What `check-module` makes of the broken plug-ins where every assert is left out."""
     folder = tmp_path_factory.mktemp("optimised")
     (folder / "broken.py").write_text(BROKEN.lstrip(), encoding="utf-8")
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    environment = {**os.environ, "PYTHONOPTIMIZE": "1", "PYTHONPATH": path, "COLUMNS": "200"}
+    environment = {**environment_with(ROOT), "PYTHONOPTIMIZE": "1", "COLUMNS": "200"}
     command = [sys.executable, "-m", "forgetlab", "check-module", "broken.py"]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -181,9 +180,9 @@ def test_nothing_depends_on_an_assert(path: Path) -> None:
         assert only_narrows(node.test), f"line {node.lineno}: raise an error, an assert is left out with -O"
 
 
-@pytest.mark.parametrize("name", sorted(one.name for one in files("forgetlab").joinpath("templates").iterdir()))
+@pytest.mark.parametrize("name", sorted(one.name for one in files("forgetlab.checks").joinpath("templates").iterdir()))
 def test_nothing_that_is_scaffolded_depends_on_an_assert(name: str) -> None:
-    text = files("forgetlab").joinpath("templates", name).read_text(encoding="utf-8")
+    text = files("forgetlab.checks").joinpath("templates", name).read_text(encoding="utf-8")
     assert "assert" not in text.split()
 
 

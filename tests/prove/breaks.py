@@ -640,8 +640,8 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "training: what a memory draws is changed alike in each step",
-        'table(replayed, "augment_replay", self.seed, task, step)',
-        'table(replayed, "augment_replay", self.seed, task)',
+        'drawn_numbers(replayed, "augment_replay", self.seed, task, step)',
+        'drawn_numbers(replayed, "augment_replay", self.seed, task)',
         "test_what_is_drawn_again_is_changed_by_the_table_of_its_step",
     ),
     Break(
@@ -856,8 +856,8 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "learners: all seen classes compete though the task is told",
-        "sorted(classes if scenario.task_known_at_test else seen)",
-        "sorted(seen)",
+        "classes_at_test(tested, seen, scenario.task_known_at_test)",
+        "classes_at_test(tested, seen, False)",
         "test_a_told_task_leaves_only_its_own_classes_to_compete",
     ),
     Break(
