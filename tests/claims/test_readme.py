@@ -43,6 +43,7 @@ def own_module(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_an_own_module_runs_and_is_compared(own_module: Path) -> None:
     command = ["run", str(own_module / "mine.yaml"), "--runs", str(own_module / "runs"), "--no-tracking"]
     result = invoke(*command)
@@ -53,6 +54,7 @@ def test_an_own_module_runs_and_is_compared(own_module: Path) -> None:
     assert (ssf.metrics["average_accuracy"] or 0) > 0.9
 
 
+@pytest.mark.slow
 def test_an_own_module_passes_the_contract_checks(own_module: Path) -> None:
     registry.load_file(own_module / "ssf.py")
     plugin = registry.find("isolation", "ssf")
@@ -110,6 +112,7 @@ def write_hub_set(folder: Path) -> None:
 OWN_DATA = {"my-table": write_table, "my-images": write_images, "my-texts": write_hub_set}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN_DATA)
 def test_own_data_become_a_stream(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (document,) = (text for text in blocks("yaml") if text.startswith(f"name: {name}\n"))
@@ -133,6 +136,7 @@ def test_the_avalanche_script_runs() -> None:
     assert names["scenario"].checksum() == names["again"].checksum()  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_the_table_comes_out_again(name: str, tmp_path: Path) -> None:
     summaries = _run(name, tmp_path)

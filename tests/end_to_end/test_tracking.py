@@ -210,6 +210,7 @@ def test_a_projection_that_was_cut_short_is_made_anew(
     assert set(children(uri, name, parents(uri, name)["naive"])) == {"seed 0", "seed 1"}
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_left_out(uri: str, tmp_path: Path) -> None:
     whole = result("naive", 0, NAIVE, 0.9)
     half = folder(Store(tmp_path), "unfinished", replace(whole, accuracy=whole.accuracy[:1]))

@@ -178,6 +178,7 @@ def again(path: Path) -> Result:
     return invoke(*command(path))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes where Linux lists them")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_command_and_it_goes_on(tmp_path: Path, how: signal.Signals) -> None:
@@ -191,6 +192,7 @@ def test_workers_end_with_the_command_and_it_goes_on(tmp_path: Path, how: signal
     assert len([*(path.parent / "runs" / "slow").glob("naive/*/result.json")]) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes where Linux lists them")
 def test_a_worker_that_is_killed_is_told(tmp_path: Path) -> None:
     path = written(tmp_path, SLOW)
