@@ -151,8 +151,8 @@ class _Adopter:
 def flat_settings(description: Mapping[str, Any]) -> FlatSettings:
     """All that a description sets, by dotted names, without what it is called.
 
-    >>> flat_settings({"key": "1f", "seed": 0, "strategy": {"name": "mine", "isolation": {"sites": ["attn.q", "block"]}}})
-    {'seed': 0, 'strategy.isolation.sites.0': 'attn.q', 'strategy.isolation.sites.1': 'block'}
+    >>> flat_settings({"key": "1f", "seed": 0, "strategy": {"name": "mine", "isolation": {"sites": ["q", "block"]}}})
+    {'seed': 0, 'strategy.isolation.sites.0': 'q', 'strategy.isolation.sites.1': 'block'}
     """
 
     def flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:

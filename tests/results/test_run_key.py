@@ -83,7 +83,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
         shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "keys.yaml").write_text(FILE, encoding="utf-8")
     command = [sys.executable, "-c", KEYS, str(copy), str(copy / "keys.yaml"), *MOVES]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment_with(copy))
+    told = {"capture_output": True, "text": True, "check": True}
+    done = subprocess.run(command, cwd=copy, env=environment_with(copy), **told)
     return json.loads(done.stdout)
 
 
