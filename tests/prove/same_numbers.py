@@ -202,10 +202,9 @@ class Tree:
 
         ``measured``: the lines of strategies/ that they pass are noted.
         """
-        script = str(Path(sys.executable).with_name("forgetlab"))
         listed = [{"arguments": list(arguments), "to": to and str(self.work / to)} for arguments, to in commands]
         before = ("-m", "coverage", "run", f"--rcfile={self.work / 'coverage.ini'}") if measured else ()
-        self.python(*before, str(COMMANDS), script, json.dumps(listed))
+        self.python(*before, str(COMMANDS), "forgetlab", json.dumps(listed))
 
 
 def main() -> int:
