@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from forgetlab.metrics import accuracy_matrix, definitions
+from forgetlab.metrics import accuracy_matrix, definition_texts
 from forgetlab.plugins import registry
 from forgetlab.training import competing_classes
 
@@ -170,4 +170,4 @@ def test_what_is_stored_is_not_worked_out_again(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_own_metric_is_defined() -> None:
-    assert accuracy_matrix.own_metrics([[0.5]], [None]).keys() <= definitions.METRICS.keys()
+    assert accuracy_matrix.own_metrics([[0.5]], [None]).keys() <= definition_texts.METRICS.keys()

@@ -31,9 +31,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from forgetlab import avalanche_api as api  # makes torchvision, which Avalanche imports, importable everywhere
 from forgetlab import plugins
-from forgetlab.scenario import Samples, Scenario, as_input
+from forgetlab.avalanche import api  # makes torchvision, which Avalanche imports, importable everywhere
+from forgetlab.data import Samples, as_input
+from forgetlab.streams import Scenario
 
 FIRST_SEED = 100
 FASHION = {"data": {"name": "fashion_mnist"}, "class_order": "given", "samples_per_task": 1000}

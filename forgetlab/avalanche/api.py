@@ -81,8 +81,6 @@ __all__ = [
     "with_classes_timeline",
     "with_task_labels",
 ]
-
-
 STOCK = {  # where each kind of stock class stands, and what it is built on
     "plugin": ("avalanche.training.plugins", BaseSGDPlugin),
     "strategy": ("avalanche.training.supervised", BaseTemplate),

@@ -31,8 +31,6 @@ from forgetlab.data.mapped_rows import Rows
 from forgetlab.streams.scenario import Scenario
 
 Columns = tuple[Tensor, Tensor, Tensor]  # x (N, ...), y (N,), task (N,)
-
-
 LISTED = 4096  # numbers that are objects at a time
 
 

@@ -1,4 +1,4 @@
-"""Own backbones: from inputs to features. They know nothing of tasks, heads or methods."""
+"""What our own transformers are built of: attention, feed-forward, blocks, positions."""
 
 from __future__ import annotations
 

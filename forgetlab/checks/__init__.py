@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from forgetlab.checks.check import Check
 
 if TYPE_CHECKING:
     from forgetlab.plugins.registry import Plugin
 
-Check = Callable[[Any], None]  # takes a plug-in; raises AssertionError where it breaks a promise
+__all__ = ["Check", "checks"]
 
 
 def checks(plugin: Plugin) -> tuple[Check, ...]:

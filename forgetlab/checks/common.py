@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from forgetlab.plugins import registry
 from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import generator
 
-Check = Callable[[Plugin], None]
 CAPACITY = 20
 REQUIRED: Mapping[str, Any] = {  # what has no default and no small value of its type
     "parts": ("lora", "adapter"),

@@ -22,7 +22,8 @@ from forgetlab.checks import (
     sampler,
     scenario,
 )
-from forgetlab.checks.common import Check, require
+from forgetlab.checks.check import Check
+from forgetlab.checks.common import require
 from forgetlab.plugins import registry
 from forgetlab.plugins.registry import Plugin
 

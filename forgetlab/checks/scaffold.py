@@ -14,7 +14,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forgetlab.checks.common import Check
+    from forgetlab.checks.check import Check
     from forgetlab.plugins.registry import Plugin
 
 ENTRY = {  # how a scenario file names one; the kinds that `new` writes

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 
 FILE = click.Path(path_type=Path)
-
-
 REFUSED = 2
 
 
@@ -31,7 +29,7 @@ def fail(message: str) -> NoReturn:
 def list_(kind: str | None) -> None:
     """List the plug-ins of KIND (or of all kinds), the metrics, and what of Avalanche's own runs by its name."""
     from forgetlab.avalanche import stock
-    from forgetlab.metrics.definitions import METRICS
+    from forgetlab.metrics.definition_texts import METRICS
     from forgetlab.plugins import options, registry
 
     if kind == "avalanche":
@@ -51,15 +49,14 @@ def list_(kind: str | None) -> None:
 def show(kind: str, name: str) -> None:
     """Show what NAME of a KIND is: its docstring, paper, and parameters with types and defaults."""
     from forgetlab.avalanche import stock
-    from forgetlab.cli import plugin_commands
-    from forgetlab.metrics.definitions import describe_metric
+    from forgetlab.metrics.definition_texts import describe_metric
     from forgetlab.plugins import options, registry
 
     tellers = {"metric": describe_metric, "avalanche": stock.describe_stock}
     if kind not in (kinds := [*registry.KINDS, *tellers]):
         fail(f"no kind {kind!r}{options.suggestion(kind, kinds)}; kinds: {', '.join(kinds)}")
     try:
-        click.echo(tellers[kind](name) if kind in tellers else plugin_commands.plugin_text(registry.find(kind, name)))
+        click.echo(tellers[kind](name) if kind in tellers else plugin_text(registry.find(kind, name)))
     except LookupError as error:
         fail(str(error.args[0]))
 

@@ -24,7 +24,7 @@ LEFT = 1  # something is finished and was not adopted
 def load(paths: Sequence[Path]) -> list[Experiment]:
     """The experiments of all files, or all that is wrong with any of them."""
     from forgetlab.config.load import load
-    from forgetlab.config.yaml_positions import FileErrors
+    from forgetlab.config.yaml_reader import FileErrors
 
     found, refused = [], []
     for path in paths:

@@ -105,7 +105,7 @@ def right(*names: str) -> list[Any]:
 def attached_at(sites: Sequence[Mapping[str, Any]]) -> str:
     """Roles and their layers.
 
-    >>> attached([{"role": "attn.q", "layer": 0}, {"role": "attn.v", "layer": 0}, {"role": "attn.q", "layer": 1}])
+    >>> attached_at([{"role": "attn.q", "layer": 0}, {"role": "attn.v", "layer": 0}, {"role": "attn.q", "layer": 1}])
     'attn.q 0-1, attn.v 0'
     """
     layers: dict[str, list[int]] = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 from forgetlab.cli.progress import Progress, say
 from forgetlab.cli.published_targets import OTHER_DATA, Target, TargetsError, chosen_targets, read
 from forgetlab.config.load import load
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.engine.all_runs import carry_out
 from forgetlab.experiment import Budget, Experiment
 from forgetlab.metrics.equivalence import Difference, Sample, difference, verdict

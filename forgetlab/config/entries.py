@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, PositiveInt
 from pydantic_core import PydanticCustomError
 
-from forgetlab.config.file_under_check import ScenarioFile
+from forgetlab.config.key_checks import ScenarioFile
 from forgetlab.experiment import (
     ORACLE,
     REGULARIZATION,

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveF
 from pydantic_core import PydanticCustomError
 
 from forgetlab.config.entries import FolderName, default_references, references, strategies
-from forgetlab.config.file_under_check import ScenarioFile
-from forgetlab.config.yaml_positions import to_text
+from forgetlab.config.key_checks import ScenarioFile
+from forgetlab.config.yaml_reader import to_text
 from forgetlab.experiment import Augment, Experiment, Frozen, Protocol, ResolvedSpec, Strategy, Tracking, Train, Tuning
 from forgetlab.preflight import search as preflight_search
 

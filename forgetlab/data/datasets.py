@@ -18,7 +18,7 @@ from forgetlab.seeding import generator
 class Samples(NamedTuple):
     """Inputs and labels, one row per sample."""
 
-    x: Tensor  # (N, ...) float, or uint8; past the bound `mapped.Rows`, which are on disk
+    x: Tensor  # (N, ...) float, or uint8; past the bound `mapped_rows.Rows`, which are on disk
     y: Tensor  # (N,) int64
 
 

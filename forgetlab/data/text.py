@@ -25,17 +25,9 @@ from forgetlab.data.datasets import Dataset, Samples
 from forgetlab.plugins.options import OptionError
 
 BATCH_SIZE = 32  # texts that are encoded at once
-
-
 NO_LETTERS = re.compile(r"[\W\d_]+")
-
-
 QUIET_S = 5.0  # seconds between two lines of progress
-
-
 Form = Literal["ids", "features"]
-
-
 Item = TypeVar("Item")
 
 

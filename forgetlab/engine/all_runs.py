@@ -24,8 +24,6 @@ from forgetlab.results.store import RunFolder, Store, copy_of, to_json, write_te
 from forgetlab.training.loop import Diverged
 
 LARGE = 10**6  # parameters of a network that must not wait for the garbage collector
-
-
 Report = Callable[[Event | RunFound | RunEnded | RunFailed | TrialEnded], None]
 
 

@@ -49,8 +49,6 @@ class TaskEnded:
 
 
 Event = TaskStarted | EpochEnded | TaskEnded
-
-
 Observer = Callable[[Event], None]
 
 

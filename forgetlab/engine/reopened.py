@@ -1,4 +1,4 @@
-"""The store of modules: each task's tensors in a file of their own, and the network of a run built again from files.
+"""The network of a run, built again from the files that it keeps of each task.
 
 ``modules/task-N.safetensors`` holds what task N owns, its module and its head; ``shared.safetensors`` what belongs to
 all tasks together, and ``router.safetensors`` what the router learned. Each file's metadata "about" says what it is.

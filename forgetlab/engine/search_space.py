@@ -14,11 +14,7 @@ from forgetlab.experiment import Choice, Experiment, KeyPath, ResolvedSpec, Run,
 from forgetlab.plugins import registry
 
 OBJECTIVE = "average_accuracy"  # after the last of the search's tasks, on their validation data
-
-
 Number = int | float
-
-
 Space = tuple[Choice, ...]  # of one entry; places count from the entry
 
 

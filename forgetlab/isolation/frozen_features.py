@@ -1,7 +1,7 @@
 """What a frozen backbone computes is computed once per sample, and kept over epochs, evaluations and strategies.
 
 Values are made in fixed chunks of a data set's own order, whoever asks first, so that no number depends on what ran
-before. Beyond ``mapped.bound()`` bytes they lie in files, and beyond eight times that the oldest go.
+before. Beyond ``mapped_rows.bound()`` bytes they lie in files, and beyond eight times that the oldest go.
 """
 
 from __future__ import annotations
@@ -26,11 +26,7 @@ from forgetlab.data.digests import marks
 from forgetlab.isolation.attachment import tapped
 
 CHUNK = 64  # samples that go through the backbone together
-
-
 ON_DISK = 8  # times the bound on memory
-
-
 Make = Callable[[Tensor], Tensor]
 
 

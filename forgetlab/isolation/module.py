@@ -1,7 +1,7 @@
-"""Parameter isolation: a frozen backbone, and for each task a module of its own and a head of its own.
+"""The contract of modules: what one task adds to a frozen backbone.
 
 A method is a final subclass of `Isolation`: it says to which roles it attaches, makes one small part per site, and
-says what the part does there. A `Router` says whose module answers a sample when the task is not told.
+says what the part does there.
 """
 
 from __future__ import annotations

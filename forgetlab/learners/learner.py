@@ -12,8 +12,6 @@ from forgetlab.learners.context import Context
 from forgetlab.learners.counts import Counts
 
 Scores = dict[str, float]  # of one task's test samples
-
-
 NamedTensors = dict[str, Tensor]
 
 

@@ -25,7 +25,7 @@ from forgetlab.metrics.accuracy_matrix import (
     relative_learning_accuracy,
     relative_metrics,
 )
-from forgetlab.metrics.definitions import METRICS, NEEDS, Metric, describe_metric
+from forgetlab.metrics.definition_texts import METRICS, NEEDS, Metric, describe_metric
 from forgetlab.metrics.equivalence import LEVEL, Difference, Sample, difference, verdict
 from forgetlab.metrics.intervals import Interval, disjoint, equivalent, paired_interval, t_interval
 

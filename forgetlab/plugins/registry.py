@@ -101,11 +101,7 @@ class Plugin:
 
 
 _plugins: dict[tuple[str, str], Plugin] = {}
-
-
 _broken: dict[str, str] = {}  # entry points that did not load, and why
-
-
 _files: dict[Path, str] = {}  # plug-in files that were loaded, and the digest of what was loaded
 
 

@@ -15,14 +15,10 @@ if TYPE_CHECKING:
 
 
 NO_OPTUNA = "optuna is not installed: pip install 'forgetlab[tune]', or write 'search: grid'"
-
-
 OTHER_CLASSES = (
     "the class order varies with the seed, so classes that the search sees under one are scored under another: "
     "leave 'seeds' out (then each run has a search of its own), or take class_order out of protocol.seeds_vary"
 )
-
-
 AS_MANY = "list as many for each strategy, or say 'trials: N' under 'tuning' (the table tells how many each used)"
 
 

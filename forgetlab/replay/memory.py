@@ -1,9 +1,9 @@
-"""Replay: a memory of old samples that are trained on again beside the new ones.
+"""The contract of memories: which old samples are kept, drawn, and joined to each new batch.
 
-A method is a composition of final classes: a `Memory` (what is kept), a `Sampler` (what of it is drawn), a `Rehearsal`
-(the loss on new and drawn samples, where that is not the plain cross-entropy), and in the place of the last a
-`forgetlab.regularization.Projection` (a constraint on the step). The contracts own Avalanche's hooks, so a memory also
-runs in an Avalanche script.
+A method of replay is a composition of final classes: a `Memory` (what is kept), a `Sampler` (what of it is drawn), a
+`Rehearsal` (the loss on new and drawn samples, where that is not the plain cross-entropy), and in the place of the last
+a `forgetlab.regularization.Projection` (a constraint on the step). The contracts own Avalanche's hooks, so a memory
+also runs in an Avalanche script.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from forgetlab.avalanche.api import SupervisedPlugin
 from forgetlab.avalanche.tensor_data import TensorLoader, batches
 from forgetlab.batch import Batch
 from forgetlab.replay import latent
+from forgetlab.replay.joining import joined
 from forgetlab.replay.rehearsal import Rehearsal
 from forgetlab.replay.sampler import Sampler
 from forgetlab.replay.slots import Slots
 from forgetlab.seeding import generator
 from forgetlab.toolbox.teacher import changing
+from forgetlab.training.data_order import data_order
 
 
 class Passes(Iterable[Batch]):
@@ -182,11 +184,10 @@ class Memory(SupervisedPlugin, ABC):
             self._start[name] = first
             tensor.copy_(first)
         strategy.optimizer.state.clear()  # of one that is kept from task to task
-        task, seed, kept, n = strategy.clock.train_exp_counter, self.seed, self.slots.tensors, len(self.slots)
+        kept, n = self.slots.tensors, len(self.slots)
         columns = (kept["x"][:n], kept["y"][:n], kept["task"][:n])
-        strategy.dataloader = TensorLoader(
-            columns, strategy.train_mb_size, lambda epoch: generator("order", seed, task, epoch)
-        )
+        order = data_order(self.seed, strategy.clock.train_exp_counter)
+        strategy.dataloader = TensorLoader(columns, strategy.train_mb_size, order)
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         fields = strategy.mbatch
@@ -200,8 +201,7 @@ class Memory(SupervisedPlugin, ABC):
             self.replayed += len(drawn.y)
             if not self.inside:
                 inputs = drawn.x if self.depth is None else latent.enter(strategy.model.backbone, drawn, self.depth, x)
-                joined = [torch.cat(pair) for pair in ((x, inputs), (y, drawn.y), (task, drawn.task))]
-                strategy.mbatch = joined[: len(fields)]
+                strategy.mbatch = joined(self._incoming, drawn, inputs)[: len(fields)]
 
     def _draw(self, strategy: Any, new: Batch) -> Batch:
         n = max(1, round(self.ratio * len(new.y)))

@@ -41,8 +41,8 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
 def same_for_all_seeds(descriptions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What holds for all seeds; where a search chose for each of them, all that it chose.
 
-    >>> shared([{"seed": 0, "train.lr": 0.1, "tuned.values.k": 1}, {"seed": 1, "train.lr": 0.1, "tuned.values.k": 2}])
-    {'train.lr': 0.1, 'tuned.values.k': '1|2'}
+    >>> same_for_all_seeds([{"seed": 0, "lr": 0.1, "tuned.values.k": 1}, {"seed": 1, "lr": 0.1, "tuned.values.k": 2}])
+    {'lr': 0.1, 'tuned.values.k': '1|2'}
     """
     found = {}
     for name in descriptions[0]:

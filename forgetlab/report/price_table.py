@@ -1,4 +1,4 @@
-"""Prices as stored runs tell them: their definitions, one row per strategy, and numbers as people write them."""
+"""Prices as stored runs tell them, one row per strategy."""
 
 from __future__ import annotations
 

@@ -1,27 +1,18 @@
-"""Stored results as one row per strategy, as comparison tables, and as curves over the tasks."""
+"""Stored results as one row per strategy: means and intervals over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forgetlab.metrics import accuracy_matrix
 from forgetlab.metrics.intervals import Interval, t_interval
 from forgetlab.metrics.price_definitions import PRICES
-from forgetlab.report import summary as report_summary
 from forgetlab.results.store import Result, Row
 
-if TYPE_CHECKING:
-    from forgetlab.report.summary import Summary
-
-
 COUNTS = ("parameters", "trainable", "stored_bytes", "memory_bytes", "samples_seen", "updates")
-
-
 SEARCHED = tuple(f"tuning_{name}" for name in ("trials", "samples_seen", "samples_replayed", "updates"))
-
-
 NEW_MODEL_PER_TASK = ("joint", "separate")  # references that never learn in sequence, so nothing is forgotten
 
 
@@ -124,9 +115,7 @@ def _values(run: Finished, results: Sequence[Result]) -> dict[str, float | None]
     values["seconds"] = run.timing.get("seconds")
     total = result.counts.get("total", {})
     counted = {name: total[name] for name in SEARCHED if name in total}
-    return (
-        values | counted | {name: total.get(name) for name in COUNTS} | report_summary.of_run(result.counts, run.timing)
-    )
+    return values | counted | {name: total.get(name) for name in COUNTS} | of_run(result.counts, run.timing)
 
 
 def _reference(name: str, result: Result, results: Sequence[Result]) -> list[Row] | None:

@@ -18,25 +18,15 @@ SECTIONS = {
     "routed": "Task inferred by a router (routed)",
     "told": "Task told at test (oracle)",
 }
-
-
 FURTHER = {  # shown where a stream asks for them
     "macro_f1": "macro F1",
     "auroc": "AUROC",
     "log_loss": "log-loss",
     "prequential_accuracy": "prequential accuracy",
 }
-
-
 PRICE = "What a task costs"
-
-
 DASH = "\N{EN DASH}"
-
-
 FORGETTING = "forgetting (best \N{MINUS SIGN} last)"
-
-
 NOTE = (
     "± is a 95 % t-interval over seeds. Forgetting is a task's best accuracy since it was learned minus its "
     "last, averaged over all tasks but the last learned; joint and separate train a new model for each task, "

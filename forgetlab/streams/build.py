@@ -1,4 +1,4 @@
-"""Streams: a data set, cut into tasks as a scenario file says, with what the learner is told.
+"""A data set cut into tasks as a scenario file says, with what the learner is told.
 
 `forgetlab.streams.cuts` deals rows out to tasks, `forgetlab.streams.modifiers` changes what was dealt, `assemble`
 fetches the samples.

@@ -1,6 +1,6 @@
-"""Streams: a sequence of tasks cut from a data set, and what the learner may know about them.
+"""A stream as a value: a sequence of tasks cut from a data set, and what the learner may know about them.
 
-Inputs may be bytes (uint8, images): they become float32 in [0, 1] when a batch is made (`as_input`).
+Inputs may be bytes (uint8, images): they become float32 in [0, 1] when a batch is made (`forgetlab.data.as_input`).
 
 Labels are numbered in the order in which their classes appear, so task 0 of a class-incremental stream holds the
 labels 0, 1, ...; `Scenario.class_names` says which class of the data set each label is.
@@ -25,8 +25,6 @@ from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import generator
 
 Setting = Literal["class-incremental", "task-incremental", "domain-incremental", "data-incremental"]
-
-
 DomainChanges = Mapping[str, Callable[[Tensor], Tensor]]  # of a domain's name to what it does with inputs (N, ...)
 
 

@@ -1,1 +1,1 @@
-"""Mathematics that several methods share: Fisher information, Gaussians, teachers, path integrals, projections."""
+"""Mathematics that several methods share: Fisher information, Gaussians, teachers, a VAE, paths, subspaces."""

@@ -1,1 +1,1 @@
-"""One task being learned: network and heads, competing classes, the loop, augmentation, pretraining."""
+"""One task being learned: network, heads, competing classes, loop, data order, augmentation, pretraining."""

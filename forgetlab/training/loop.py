@@ -31,8 +31,9 @@ from forgetlab.avalanche.api import (
 from forgetlab.avalanche.tensor_data import Columns, Source, TensorLoader, TensorTask
 from forgetlab.experiment import Budget, Train
 from forgetlab.plugins.options import OptionError
-from forgetlab.seeding import generator, reseed
+from forgetlab.seeding import reseed
 from forgetlab.training.augmentation import Augmentation
+from forgetlab.training.data_order import data_order
 
 EVALUATION_BATCH = 512
 AS_IS = {"pin_memory": False}  # what is on the device already cannot be pinned
@@ -147,10 +148,7 @@ class TensorPath(Template):
         if columns is None:
             super().make_train_dataloader(**{**AS_IS, **kwargs})
         else:
-            task = self.task
-            self.dataloader = TensorLoader(
-                columns, self.train_mb_size, lambda epoch: generator("order", self.seed, task, epoch)
-            )
+            self.dataloader = TensorLoader(columns, self.train_mb_size, data_order(self.seed, self.task))
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         """Slices of tensors where the data set is ours and the strategy has no loader of its own."""

@@ -20,8 +20,9 @@ from forgetlab.data.datasets import as_input
 from forgetlab.experiment import Budget, ResolvedSpec, Run, Train
 from forgetlab.results.run_key import start_key
 from forgetlab.results.store import LOCKS, write_bytes
-from forgetlab.seeding import drawn_from, generator, reseed
+from forgetlab.seeding import drawn_from, reseed
 from forgetlab.streams.scenario import Scenario, Task, pretraining_tasks
+from forgetlab.training.data_order import data_order
 from forgetlab.training.loop import Diverged, Loop, make_optimizer
 from forgetlab.training.network import SharedNetwork
 from forgetlab.training.pretraining_objectives import DrawName, Objective, Pieces, made
@@ -169,7 +170,7 @@ def _by_objective(
     columns = data.columns()
     assert columns is not None  # tensors of ours alone
     optimizer = make_optimizer(train, [*backbone.parameters(), *objective.parameters()])
-    loader = TensorLoader(columns, train.batch_size, lambda epoch: generator("order", seed, 0, epoch))
+    loader = TensorLoader(columns, train.batch_size, data_order(seed, task=0))
     reseed("pretrain", seed)  # for a model with dropout
     backbone.train()
     for epoch in range(epochs):

@@ -163,7 +163,7 @@ def test_a_module_that_would_ignore_an_extension_is_refused() -> None:
     config = BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=4)
     model = BertModel(config)
     for module in (attentions(model)[0], nn.Linear(2, 2)):
-        with pytest.raises(ValueError, match=r"does not attend by forgetlab\.attention; call `use` first"):
+        with pytest.raises(ValueError, match=r"does not attend by forgetlab\.backbones\.attention; call `use` first"):
             extend(module, put_in_front)
     use(model)
     extend(attentions(model)[0], put_in_front).remove()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from forgetlab.config.load import load
-from forgetlab.config.yaml_positions import FileErrors, to_text
+from forgetlab.config.yaml_reader import FileErrors, to_text
 from forgetlab.data.datasets import Dataset, dataset
 from forgetlab.engine import one_run
 from forgetlab.experiment import Experiment

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from forgetlab.config import load
-from forgetlab.config.yaml_positions import FileErrors, FileProblem
+from forgetlab.config.yaml_reader import FileErrors, FileProblem
 from forgetlab.plugins import registry
 from helpers.paths import BROKEN_FILES
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import NonNegativeFloat, PositiveInt
 
 from forgetlab.config import load as config
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.experiment import Experiment, Strategy
 from forgetlab.plugins import registry
 from forgetlab.plugins.registry import register

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from forgetlab.config.yaml_positions import FileErrors, parse, read, to_text
+from forgetlab.config.yaml_reader import FileErrors, parse, read, to_text
 
 
 @pytest.fixture

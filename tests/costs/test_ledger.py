@@ -11,7 +11,7 @@ from forgetlab.costs.ledger import change, count
 from forgetlab.engine import one_run
 from forgetlab.experiment import Budget, Protocol, Strategy
 from forgetlab.isolation.network import IsolatedNetwork
-from forgetlab.metrics import definitions, price_definitions
+from forgetlab.metrics import definition_texts, price_definitions
 from forgetlab.plugins.registry import build
 from forgetlab.report import number_format, price_table, summary, tables
 from forgetlab.report.summary import Finished
@@ -88,7 +88,7 @@ def test_the_table_shows_what_was_measured(lora: Result) -> None:
 
 @pytest.mark.parametrize("name", price_definitions.PRICES)
 def test_each_price_is_defined(name: str, lora: Result) -> None:
-    assert definitions.describe_metric(name).startswith(f"{name}: a price")
+    assert definition_texts.describe_metric(name).startswith(f"{name}: a price")
     cells = summary.summarise([Finished(lora, {"latency": 1.0})])[0].cells
     assert cells.get(name) is not None
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from forgetlab.config.load import load
-from forgetlab.config.yaml_positions import parse, to_text
+from forgetlab.config.yaml_reader import parse, to_text
 from forgetlab.engine import all_runs
 from forgetlab.results.store import Result, Store
 from helpers.paths import EXPERIMENTS

@@ -262,7 +262,7 @@ class SessionModule(Isolation):
 
 @register("data", "session_data")
 def session_data():
-    from forgetlab.streams.scenario import dataset
+    from forgetlab.data import dataset
     return dataset("digits")
 """
 INSIDE = {  # an entry, and how the file's code changes without a change in what is named

@@ -13,7 +13,7 @@ import torch
 
 from forgetlab.cli.progress import Progress
 from forgetlab.config import load
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.engine import one_run, search, search_space
 from forgetlab.engine.all_runs import carry_out
 from forgetlab.engine.events import RunEnded, RunFailed, RunFound, TrialEnded

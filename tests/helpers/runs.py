@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from forgetlab.config import load
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.engine import events as engine_events
 from forgetlab.engine import one_run
 from forgetlab.experiment import Budget, Experiment, Protocol, Run, Strategy, Train

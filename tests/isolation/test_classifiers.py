@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity, relu
 from forgetlab.avalanche.tensor_data import to_benchmark
 from forgetlab.batch import UNKNOWN
 from forgetlab.checks import classifier as contract
-from forgetlab.checks import common
+from forgetlab.checks.check import Check
 from forgetlab.config.load import load
 from forgetlab.engine import one_run
 from forgetlab.experiment import Run
@@ -300,7 +300,7 @@ class DividedByNothing(NearestClassMean):
         (NothingRestored, contract.state_holds_all, "answers otherwise"),
     ],
 )
-def test_a_broken_promise_is_found(kind: type[Classifier], check: common.Check, words: str) -> None:
+def test_a_broken_promise_is_found(kind: type[Classifier], check: Check, words: str) -> None:
     check(Plugin("classifier", "ncm", NearestClassMean))
     with pytest.raises(AssertionError, match=words):
         check(Plugin("classifier", "broken", kind))

@@ -24,8 +24,6 @@ from helpers.modules import attached, features
 
 ON_VALUES: dict[str, Any] = {"name": "lora", "rank": 2, "sites": ["attn.v"]}
 ON_QUERIES: dict[str, Any] = {"name": "lora", "rank": 2, "sites": ["attn.q"]}
-
-
 MAM = (
     "name: tiny\n"
     "scenario: {name: split_digits, setting: task-incremental, n_tasks: 5}\n"

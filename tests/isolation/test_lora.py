@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab.backbones.sites import Site
-from forgetlab.checks import common, isolation, promises
+from forgetlab.checks import isolation, promises
 from forgetlab.checks.backbones import samples, tiny
+from forgetlab.checks.check import Check
 from forgetlab.plugins.options import OptionError
 from forgetlab.plugins.registry import Plugin
 from forgetlab.strategies.isolation.modules.low_rank.lora import LoRA
@@ -183,7 +184,7 @@ def pissa(rank: int = RANK, sites: tuple[Any, ...] = ("attn.q", "attn.v")) -> Lo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", promises.CHECKS["isolation"])
-def test_pissa_keeps_the_promises_too(check: common.Check) -> None:
+def test_pissa_keeps_the_promises_too(check: Check) -> None:
     check(Plugin("isolation", "pissa", pissa))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
 from forgetlab.config.load import load
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.isolation import module as contract
 from forgetlab.plugins.options import OptionError
 from forgetlab.plugins.registry import Plugin

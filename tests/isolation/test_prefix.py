@@ -17,8 +17,9 @@ from forgetlab.backbones.layers import Attention, Block, Positions
 from forgetlab.backbones.mlp import MLP
 from forgetlab.backbones.sites import Site
 from forgetlab.backbones.vit import ViT
-from forgetlab.checks import common, isolation, promises
+from forgetlab.checks import isolation, promises
 from forgetlab.checks.backbones import FAMILIES, tiny
+from forgetlab.checks.check import Check
 from forgetlab.isolation.network import IsolatedNetwork
 from forgetlab.metrics.accuracy_matrix import forgetting, learning_accuracy
 from forgetlab.plugins.options import OptionError
@@ -183,7 +184,7 @@ def flat_prefix(length: PositiveInt = LENGTH) -> Prefix:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", promises.CHECKS["isolation"])
-def test_a_flat_prefix_keeps_the_promises_too(check: common.Check) -> None:
+def test_a_flat_prefix_keeps_the_promises_too(check: Check) -> None:
     check(Plugin("isolation", "flat", flat_prefix))
 
 

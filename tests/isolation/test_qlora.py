@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab.checks import common, promises
+from forgetlab.checks import promises
 from forgetlab.checks.backbones import samples, tiny
+from forgetlab.checks.check import Check
 from forgetlab.isolation import quantisation
 from forgetlab.isolation.quantisation import DYNAMIC, LINEAR8, NF4, dequantised, quantised, quantised_linear
 from forgetlab.plugins.registry import Plugin
@@ -173,5 +174,5 @@ def eight(rank: int = 4, sites: tuple[Any, ...] = ("attn.q", "mlp.in")) -> QLoRA
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", promises.CHECKS["isolation"])
-def test_8_bits_keep_the_promises_too(check: common.Check) -> None:
+def test_8_bits_keep_the_promises_too(check: Check) -> None:
     check(Plugin("isolation", "eight", eight))

@@ -6,7 +6,7 @@ import pytest
 
 from forgetlab.learners.scores import SCORES
 from forgetlab.metrics import accuracy_matrix, averages
-from forgetlab.metrics.definitions import METRICS, NEEDS, describe_metric
+from forgetlab.metrics.definition_texts import METRICS, NEEDS, describe_metric
 
 
 def test_the_register_is_complete():

@@ -20,8 +20,6 @@ from helpers.streams import opposed, under_one_label
 from helpers.training import SEED, Stock, Weights, difference, weights
 
 FEATURES = 16
-
-
 TOLERANCE = 1e-6  # in a weight, after all tasks
 
 

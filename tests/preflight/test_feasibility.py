@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from forgetlab.config import load
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.plugins import registry
 from helpers.runs import told
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from forgetlab.config.load import load
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.plugins import registry
 
 FILE = """

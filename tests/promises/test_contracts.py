@@ -14,6 +14,7 @@ from forgetlab.avalanche.tensor_data import batches
 from forgetlab.backbones.sites import Site
 from forgetlab.checks import common, isolation, memory, promises, regularizer, rehearsal, router, task_end
 from forgetlab.checks import scenario as scenario_checks
+from forgetlab.checks.check import Check
 from forgetlab.data.datasets import Samples
 from forgetlab.isolation.module import Isolation
 from forgetlab.isolation.router import Router
@@ -37,7 +38,7 @@ SLOW = {  # plug-ins and checks
 }
 
 
-def promise(plugin: Plugin, check: common.Check) -> Any:
+def promise(plugin: Plugin, check: Check) -> Any:
     marks = [pytest.mark.slow] if SLOW & {plugin.name, check.__name__} else []
     return pytest.param(plugin, check, id=f"{plugin.kind}-{plugin.name}-{check.__name__}", marks=marks)
 
@@ -51,7 +52,7 @@ EVERYTHING = [
 
 
 @pytest.mark.parametrize(("plugin", "check"), EVERYTHING)
-def test_a_registered_plugin_keeps_its_promises(plugin: Plugin, check: common.Check) -> None:
+def test_a_registered_plugin_keeps_its_promises(plugin: Plugin, check: Check) -> None:
     check(plugin)
 
 
@@ -117,12 +118,12 @@ BROKEN_MODULES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", promises.CHECKS["isolation"])
-def test_a_good_module_passes(check: common.Check) -> None:
+def test_a_good_module_passes(check: Check) -> None:
     check(planted("isolation", GoodModule))
 
 
 @pytest.mark.parametrize(("broken", "check", "message"), BROKEN_MODULES)
-def test_a_broken_module_is_found(broken: type, check: common.Check, message: str) -> None:
+def test_a_broken_module_is_found(broken: type, check: Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(planted("isolation", broken))
 
@@ -265,7 +266,7 @@ class MovesStatistics(L2):
 
 
 @pytest.mark.parametrize("check", promises.CHECKS["regularizer"])
-def test_a_good_regularizer_passes(check: common.Check) -> None:
+def test_a_good_regularizer_passes(check: Check) -> None:
     check(planted("regularizer", L2))
 
 
@@ -285,7 +286,7 @@ def test_a_good_regularizer_passes(check: common.Check) -> None:
         (MovesStatistics, task_end.looks_in_evaluation_mode, "running_mean is moved"),
     ],
 )
-def test_a_broken_regularizer_is_found(broken: type, check: common.Check, message: str) -> None:
+def test_a_broken_regularizer_is_found(broken: type, check: Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(planted("regularizer", broken))
 
@@ -342,7 +343,7 @@ class EndsInTrainingMode(KeepsTheFirst):
 
 
 @pytest.mark.parametrize("check", promises.CHECKS["memory"])
-def test_a_good_memory_passes(check: common.Check) -> None:
+def test_a_good_memory_passes(check: Check) -> None:
     check(planted("memory", KeepsTheFirst))
 
 
@@ -358,7 +359,7 @@ def test_a_good_memory_passes(check: common.Check) -> None:
         (EndsInTrainingMode, task_end.looks_in_evaluation_mode, "asked in training mode"),
     ],
 )
-def test_a_broken_memory_is_found(broken: type, check: common.Check, message: str) -> None:
+def test_a_broken_memory_is_found(broken: type, check: Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(planted("memory", broken))
 
@@ -405,7 +406,7 @@ class EndsTheTaskInTrainingMode(Both):
 
 
 @pytest.mark.parametrize("check", promises.CHECKS["rehearsal"])
-def test_a_good_rehearsal_passes(check: common.Check) -> None:
+def test_a_good_rehearsal_passes(check: Check) -> None:
     check(planted("rehearsal", Both))
 
 
@@ -419,7 +420,7 @@ def test_a_good_rehearsal_passes(check: common.Check) -> None:
         (EndsTheTaskInTrainingMode, task_end.looks_in_evaluation_mode, "asked in training mode"),
     ],
 )
-def test_a_broken_rehearsal_is_found(broken: type, check: common.Check, message: str) -> None:
+def test_a_broken_rehearsal_is_found(broken: type, check: Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(planted("rehearsal", broken))
 

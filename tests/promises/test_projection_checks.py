@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab.checks import common, projection, promises
+from forgetlab.checks.check import Check
 from forgetlab.plugins import registry
 from forgetlab.plugins.registry import Plugin
 from forgetlab.regularization.keeper import Tensors
@@ -126,7 +127,7 @@ class TooShort(WithReference):
 
 @pytest.mark.parametrize("check", promises.CHECKS["projection"])
 @pytest.mark.parametrize("good", [Off, WithReference])
-def test_a_good_projection_passes(good: type, check: common.Check) -> None:
+def test_a_good_projection_passes(good: type, check: Check) -> None:
     check(Plugin("projection", "good", good))
 
 
@@ -150,7 +151,7 @@ def test_a_good_projection_passes(good: type, check: common.Check) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_broken_projection_is_found(broken: type, check: common.Check, message: str) -> None:
+def test_a_broken_projection_is_found(broken: type, check: Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(Plugin("projection", "broken", broken))
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from forgetlab.batch import Batch
 from forgetlab.checks import common, promises, regime
+from forgetlab.checks.check import Check
 from forgetlab.plugins.options import OptionError
 from forgetlab.regularization.regime import Regime
 from forgetlab.toolbox.fisher import trainable
@@ -112,7 +113,7 @@ class TakesACallbacksName(Pulls):
 
 
 @pytest.mark.parametrize("check", promises.CHECKS["regime"])
-def test_a_good_regime_passes(check: common.Check) -> None:
+def test_a_good_regime_passes(check: Check) -> None:
     check(planted("regime", Pulls))
 
 
@@ -132,7 +133,7 @@ def test_a_good_regime_passes(check: common.Check) -> None:
         (TakesACallbacksName, common.names_no_strange_callback, "takes these for callbacks, by their names: after"),
     ],
 )
-def test_a_broken_regime_is_found(broken: type, check: common.Check, message: str) -> None:
+def test_a_broken_regime_is_found(broken: type, check: Check, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         check(planted("regime", broken))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab.checks import regularizer as checks
-from forgetlab.checks.common import Check
+from forgetlab.checks.check import Check
 from forgetlab.plugins.registry import Plugin
 from forgetlab.regularization.regularizer import Regularizer, quadratic
 from forgetlab.toolbox.fisher import trainable

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.batch import Batch
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.engine import one_run
 from forgetlab.plugins import registry
 from forgetlab.plugins.options import OptionError

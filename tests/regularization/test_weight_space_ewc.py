@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forgetlab.batch import Batch
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.isolation.shared_module import Adapted
 from forgetlab.plugins import registry
 from forgetlab.plugins.options import OptionError

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from forgetlab.avalanche.tensor_data import to_benchmark
 from forgetlab.backbones.mlp import MLP
 from forgetlab.batch import UNKNOWN, Batch
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.costs.ledger import byte_count
 from forgetlab.data.datasets import Samples, dataset
 from forgetlab.plugins import registry

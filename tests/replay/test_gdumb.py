@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from forgetlab.avalanche.api import SupervisedPlugin, stock_plugin
 from forgetlab.avalanche.tensor_data import to_benchmark
 from forgetlab.backbones.mlp import MLP
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.data.datasets import Samples
 from forgetlab.experiment import Budget, Train
 from forgetlab.plugins import registry

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from forgetlab.batch import Batch
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.plugins import registry
 from forgetlab.seeding import generator
 from forgetlab.strategies.replay.memories.herding import Herding, herded

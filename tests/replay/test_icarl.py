@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.batch import Batch
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.costs.ledger import byte_count
 from forgetlab.plugins import registry
 from forgetlab.replay.memory import Memory

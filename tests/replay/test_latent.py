@@ -17,7 +17,7 @@ from forgetlab.backbones.sites import blocks
 from forgetlab.backbones.transformer import Transformer
 from forgetlab.batch import Batch
 from forgetlab.checks.backbones import samples, tiny
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.data.datasets import Samples
 from forgetlab.isolation.shared_module import Adapted
 from forgetlab.plugins import registry

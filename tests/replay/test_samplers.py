@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from forgetlab.avalanche.api import stock_plugin
 from forgetlab.batch import Batch
 from forgetlab.checks import sampler as checks
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.plugins.registry import Plugin
 from forgetlab.replay.sampler import Sampler
 from forgetlab.replay.slots import Slots

@@ -59,7 +59,7 @@ MOVES = {  # a file in whose docstring a word changes, and whose keys move
     "forgetlab/config/load.py": set(),
     "forgetlab/engine/all_runs.py": set(),
     "forgetlab/preflight/problems.py": set(),
-    "forgetlab/metrics/definitions.py": set(),
+    "forgetlab/metrics/definition_texts.py": set(),
     "forgetlab/backbones/vit.py": set(),
     "forgetlab/toolbox/vae.py": set(),
     "forgetlab/training/loop.py": ALL,
@@ -83,9 +83,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
         shutil.copytree(ROOT / folder, copy / folder, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "keys.yaml").write_text(FILE, encoding="utf-8")
     command = [sys.executable, "-c", KEYS, str(copy), str(copy / "keys.yaml"), *MOVES]
-    told = {"capture_output": True, "text": True, "check": True}
-    done = subprocess.run(command, cwd=copy, env=environment_with(copy), **told)
-    return json.loads(done.stdout)
+    return json.loads(subprocess.check_output(command, cwd=copy, env=environment_with(copy), text=True))
 
 
 @pytest.mark.slow

@@ -388,7 +388,9 @@ def test_without_augmentation_the_loop_holds_none(benchmark: CLScenario) -> None
 @pytest.mark.slow
 def test_kornia_is_imported_only_where_it_is_used() -> None:
     code = "import sys, forgetlab.training.augmentation as a, forgetlab.experiment as d\n"
-    code += "import torch\nassert a.augmented(torch.ones(1, 1, 4, 4), a.table(1, 't'), d.Augment(crop=1)).any()\n"
+    code += (
+        "import torch\nassert a.augmented(torch.ones(1, 1, 4, 4), a.drawn_numbers(1, 't'), d.Augment(crop=1)).any()\n"
+    )
     code += "assert 'kornia' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 

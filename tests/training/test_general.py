@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from forgetlab.avalanche.api import SupervisedPlugin
 from forgetlab.avalanche.tensor_data import to_benchmark
 from forgetlab.backbones.mlp import MLP
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.data.datasets import Samples, as_input
 from forgetlab.engine import one_run
 from forgetlab.learners.context import Context

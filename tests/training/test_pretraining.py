@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from forgetlab.config.load import load, resolved
-from forgetlab.config.yaml_positions import FileErrors
+from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.engine import all_runs, one_run
 from forgetlab.experiment import Run
 from forgetlab.learners.context import Context
@@ -323,15 +323,15 @@ def test_supervised_starts_have_no_perplexity(file: Path) -> None:
 PROCESS = """
 import sys, torch
 from pathlib import Path
-from forgetlab import engine
 from forgetlab.config.load import load
-from forgetlab.learners.sequential import Context
+from forgetlab.engine import one_run
+from forgetlab.learners.context import Context
 for name in sys.argv[2:]:
     experiment = load(Path(name))
     run = experiment.run(experiment.entries[0], 0)
-    engine.set_process(run)
+    one_run.set_process(run)
     torch.rand(7)
-    Context(run, engine.load_scenario(run), None, torch.device("cpu"), starts=Path(sys.argv[1])).start
+    Context(run, one_run.load_scenario(run), None, torch.device("cpu"), starts=Path(sys.argv[1])).start
 """
 
 

@@ -7,10 +7,8 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from forgetlab.backbones.sites import Role
-from forgetlab.isolation.module import Isolation
-from forgetlab.plugins.options import Named, Spec
-from forgetlab.plugins.registry import build, register
+from forgetlab.isolation import Isolation, Role
+from forgetlab.plugins import Named, Spec, build, register
 
 
 @register("data", "scored")

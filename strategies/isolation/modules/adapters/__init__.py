@@ -1,1 +1,1 @@
-"""Small networks inside or beside the layers."""
+"""Small networks inside or beside the layers, or factors on what leaves them."""

@@ -1,1 +1,1 @@
-"""Shares of one network's weights."""
+"""Shares of one network's weights or units, and sparse changes of them."""

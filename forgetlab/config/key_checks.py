@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from forgetlab.config import candidates
-from forgetlab.config.yaml_positions import FileErrors, FileProblem, parse
+from forgetlab.config.yaml_reader import FileErrors, FileProblem, parse
 from forgetlab.experiment import ORACLE, Choice, KeyPath, ResolvedSpec
 from forgetlab.plugins import registry
 from forgetlab.plugins.options import OptionsError, option_problems, suggestion, unknown_key
