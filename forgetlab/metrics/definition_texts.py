@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from forgetlab.metrics import accuracy_matrix, averages
+from forgetlab.metrics import accuracy_matrix, scores_beside_accuracy
 from forgetlab.metrics.price_definitions import PRICES
 
 NEEDS = {
@@ -147,7 +147,7 @@ _ALL = (
         needs="pretrained",
     ),
     Metric(
-        averages.router_accuracy,
+        scores_beside_accuracy.router_accuracy,
         "Router accuracy",
         "1/k Σ_{j≤k} r[k,j], r[k,j]: share of task j's test samples sent to task j",
         source="after Kim et al. 2022, arXiv:2211.02633 (task-id prediction)",
@@ -156,7 +156,7 @@ _ALL = (
         needs="score",
     ),
     Metric(
-        averages.accuracy_given_route,
+        scores_beside_accuracy.accuracy_given_route,
         "Accuracy given the right route",
         "1/k Σ_{j≤k} c[k,j], c[k,j]: accuracy on those of task j's test samples that were sent to task j",
         source="after Kim et al. 2022, arXiv:2211.02633 (within-task prediction)",
@@ -164,7 +164,7 @@ _ALL = (
         needs="score",
     ),
     Metric(
-        averages.macro_f1,
+        scores_beside_accuracy.macro_f1,
         "Macro F1",
         "1/k Σ_{j≤k} f[k,j], f[k,j]: mean over task j's classes of 2 P R / (P + R)",
         source="Lewis et al. 1996, doi:10.1145/243199.243277 (macro-averaging)",
@@ -172,7 +172,7 @@ _ALL = (
         needs="score",
     ),
     Metric(
-        averages.auroc,
+        scores_beside_accuracy.auroc,
         "Area under the ROC curve",
         "1/k Σ_{j≤k} P(s(x+) > s(x-)) + P(s(x+) = s(x-)) / 2, s: difference of the two logits, x of task j",
         source="Hanley & McNeil 1982, doi:10.1148/radiology.143.1.7063747",
@@ -180,7 +180,7 @@ _ALL = (
         needs="score",
     ),
     Metric(
-        averages.log_loss,
+        scores_beside_accuracy.log_loss,
         "Log-loss",
         "1/k Σ_{j≤k} mean of -log p(y|x) over task j's test samples",
         source="Good 1952, doi:10.1111/j.2517-6161.1952.tb00104.x (logarithmic score)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from forgetlab.learners.scores import SCORES
-from forgetlab.metrics import accuracy_matrix, averages
+from forgetlab.metrics import accuracy_matrix, scores_beside_accuracy
 from forgetlab.metrics.definition_texts import METRICS, NEEDS, describe_metric
 
 
@@ -15,7 +15,7 @@ def test_the_register_is_complete():
     of_scores = {"router_accuracy", "accuracy_given_route", *SCORES}
     assert set(METRICS) == own | relative | of_scores | {"pretrained_forgetting", "prequential_accuracy"}
     for name, metric in METRICS.items():
-        assert metric.compute is getattr(averages if name in of_scores else accuracy_matrix, name)
+        assert metric.compute is getattr(scores_beside_accuracy if name in of_scores else accuracy_matrix, name)
         assert metric.needs in NEEDS
         assert all((metric.title, metric.formula, metric.meaning, metric.differs))
         assert "arXiv:" in metric.source or "doi:" in metric.source
