@@ -209,6 +209,8 @@ def rows(text: str) -> list[list[str]]:
 
     >>> rows("seen\\n| strategy | seconds | bytes |\\n| :-- | --: | --: |\\n| naive | 0.3 | 5 |")
     [['seen'], ['strategy', 'bytes'], ['naive', '5']]
+    >>> rows("| strategy | seconds | bytes |\\n| naive (0.1 | 0.2) | 0.3 | 5 |")
+    [['strategy', 'bytes'], ['naive (0.1 | 0.2)', '5']]
     """
     found: list[list[str]] = []
     header: list[str] | None = None
@@ -223,6 +225,8 @@ def rows(text: str) -> list[list[str]]:
         if _draws(line):
             continue
         header = header or cells
+        more = len(cells) - len(header)  # bars in the first cell: a strategy's name with several chosen values
+        cells = [" | ".join(cells[: more + 1]), *cells[more + 1 :]]
         timed = [number for number, name in enumerate(header) if name in TIMED_COLUMNS]
         found.append([cell for number, cell in enumerate(cells) if number not in timed])
     return found
