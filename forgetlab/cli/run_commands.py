@@ -63,6 +63,8 @@ def adopt(files: Sequence[Path], dry_run: bool, runs: Path) -> None:
             outcomes = adoption.adopt(experiment, Store(runs), dry_run=dry_run)
         except Busy as error:
             fail(str(error))
+        except OSError as error:  # a full disk, somebody else's folder: each file is whole, the old or the new one
+            fail(f"{error.filename or runs}: {error.strerror}; what was adopted before stays so, the rest is as it was")
         left += sum(outcome.verdict == "refused" for outcome in outcomes)
         click.echo("\n".join([*_told(outcomes, dry_run), _summary(experiment.name, outcomes, dry_run)]))
     if left:

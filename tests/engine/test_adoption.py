@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -259,6 +260,30 @@ def test_a_dry_run_tells_and_writes_nothing(root: Path, tmp_path: Path) -> None:
     assert done.stdout == (
         "  naive, seed 0: would be adopted\n  lora, seed 0: would be adopted\nfirst: of 2 runs 2 would be adopted\n"
     )
+
+
+def test_a_full_disk_is_told_in_a_line_and_nothing_is_half_written(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second run's file finds no room: the first stays adopted, the second as it was."""
+    experiment(tmp_path)
+    before = contents(root)
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if "lora" in path.parts:
+            write(path, content[:10])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    done = call("runs", "adopt", tmp_path / "file.yaml", "--runs", root)
+    assert done.exit_code == 2 and isinstance(done.exception, SystemExit)
+    assert "No space left on device; what was adopted before stays so" in done.stderr
+    after = contents(root)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed and all("naive" in str(name) for name in changed)
+    assert {str(name) for name in after.keys() - before.keys()} <= {".locks/first"}  # no part of a file is left
 
 
 def change_json(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
