@@ -100,11 +100,11 @@ class RunFolder:
         adopted = f"adopted_from: [{', '.join(adopted_from)}]\n" if adopted_from else ""
         write_text(self.path / "config.yaml", f"key: {key}\n{adopted}{to_yaml(description)}")
 
-    def adopt(self, key: str) -> None:
-        """Give the run the key that it has today, and keep those that it had."""
-        description = {name: value for name, value in self.description().items() if name != "key"}
+    def adopt(self, key: str, description: Mapping[str, Any]) -> None:
+        """Give the run the key and the description that it has today, and keep the keys that it had."""
+        settings = {name: value for name, value in description.items() if name != "key"}
         had = [] if self.key is None else [self.key]
-        self.begin(key, description, [*self.adopted_from, *had])
+        self.begin(key, settings, [*self.adopted_from, *had])
 
     def description(self) -> dict[str, Any]:
         """What the run is, and its key; not which keys it had."""
