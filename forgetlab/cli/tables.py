@@ -17,17 +17,22 @@ if TYPE_CHECKING:
 def print_comparison(store: Store, name: str, description: Mapping[str, Any], markdown: bool) -> None:
     """The table of what was run last under a name; what else is in its folder had other settings."""
     experiment = Experiment.model_validate(description)
-    runs = [(entry, seed) for entry in experiment.entries for seed in experiment.seeds]
-    folders = [(store.folder(name, entry.name, seed), entry, seed) for entry, seed in runs]
-    done = finished([folder for folder, entry, seed in folders if _is_its_own(folder, experiment, entry, seed)])
+    done, wanted = finished_of(store, experiment), len(experiment.entries) * len(experiment.seeds)
     if done and markdown:
         from forgetlab.report import summary, tables
 
         print(tables.markdown(summary.summarise(done), name))
     elif done:
         print_table(done, name)
-    if len(done) < len(runs):
-        say(f"{name}: {len(done)} of {len(runs)} runs are finished; 'forgetlab run' of its file goes on")
+    if len(done) < wanted:
+        say(f"{name}: {len(done)} of {wanted} runs are finished; 'forgetlab run' of its file goes on")
+
+
+def finished_of(store: Store, experiment: Experiment) -> list[Finished]:
+    """The finished runs of an experiment, as it is set now."""
+    runs = [(entry, seed) for entry in experiment.entries for seed in experiment.seeds]
+    folders = [(store.folder(experiment.name, entry.name, seed), entry, seed) for entry, seed in runs]
+    return finished([folder for folder, entry, seed in folders if _is_its_own(folder, experiment, entry, seed)])
 
 
 def show_in_mlflow(experiment: Experiment, folders: list[RunFolder], text: str) -> None:

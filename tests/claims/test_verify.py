@@ -145,7 +145,7 @@ def test_runs_of_an_earlier_version_are_told(folder: Path) -> None:
     path = table(folder, line())
     assert "earlier version" not in call(path).stderr
     first, *_ = Store(folder / "runs").folders("tiny")
-    first.adopt(first.key or "")
+    first.adopt(first.key or "", first.description())
     assert "1 of 3 runs were made by an earlier version and adopted; 'forgetlab run --fresh'" in call(path).stderr
 
 
