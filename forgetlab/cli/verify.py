@@ -15,7 +15,7 @@ from forgetlab.cli.published_targets import OTHER_DATA, Target, TargetsError, ch
 from forgetlab.config.load import load
 from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.engine.all_runs import carry_out
-from forgetlab.experiment import Budget, Experiment
+from forgetlab.experiment import Amount, Budget, Experiment
 from forgetlab.metrics.equivalence import Difference, Sample, difference, verdict
 from forgetlab.report.markdown import lines
 from forgetlab.results.store import RunFolder, Store
@@ -86,12 +86,19 @@ def experiment(file: Path, quick: bool = False) -> Experiment:
 
 def shortened(whole: Experiment) -> Experiment:
     """Fewer seeds and a part of each task's training, under another name: the runs of the row stay where they are."""
-    budget = whole.protocol.budget
-    parts = {name: max(1, n // QUICK_SHARE) for name, n in budget.model_dump().items() if n is not None}
-    protocol = whole.protocol.model_copy(update={"budget": Budget(**parts)})
+    given = whole.protocol.budget.model_dump(exclude_none=True)
+    budget = Budget(**{name: _a_part(amount) for name, amount in given.items()})
+    protocol = whole.protocol.model_copy(update={"budget": budget})
     return whole.model_copy(
         update={"name": f"{whole.name}-quick", "seeds": whole.seeds[:QUICK_SEEDS], "protocol": protocol}
     )
+
+
+def _a_part(amount: int | tuple[int, ...]) -> Amount:
+    """Of a number, or of each of a list."""
+    if isinstance(amount, tuple):
+        return tuple(max(1, n // QUICK_SHARE) for n in amount)
+    return max(1, amount // QUICK_SHARE)
 
 
 def accuracies(folders: Iterable[RunFolder]) -> list[float | None]:

@@ -622,8 +622,8 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "training: a budget of updates is spent once for all tasks",
-        "if self.clock.train_exp_iterations == self.budget.updates:",
-        "if self.clock.train_iterations == self.budget.updates:",
+        "if self.clock.train_exp_iterations == self.task_updates:",
+        "if self.clock.train_iterations == self.task_updates:",
         "test_a_budget_of_updates_is_the_exact_number_of_optimizer_steps",
     ),
     Break(
