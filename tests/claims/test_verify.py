@@ -16,6 +16,7 @@ from forgetlab.cli.published_targets import COLUMNS, Target, TargetsError, chose
 from forgetlab.cli.verify import RowProtocol
 from forgetlab.config.load import load
 from forgetlab.engine import one_run
+from forgetlab.experiment import Budget
 from forgetlab.regularization.regularizer import Regularizer
 from forgetlab.replay.slots import Slots
 from forgetlab.results.store import Store
@@ -213,6 +214,19 @@ def test_a_shortened_schedule_is_not_comparable(folder: Path) -> None:
     folders = list(Store(folder / "runs").folders())
     assert {one.path.parts[-3] for one in folders} == {"tiny-quick"} and len(folders) == 2
     assert all(one.description()["protocol"]["budget"]["updates"] == 2 for one in folders)
+
+
+@pytest.mark.parametrize(
+    ("budget", "short"),
+    [
+        (Budget(updates=(10, 3)), Budget(updates=(2, 1))),
+        (Budget(epochs=20, first_task=50), Budget(epochs=4, first_task=10)),
+    ],
+)
+def test_every_number_of_a_budget_is_shortened(folder: Path, budget: Budget, short: Budget) -> None:
+    whole = verify.experiment(folder / "tiny.yaml")
+    given = whole.model_copy(update={"protocol": whole.protocol.model_copy(update={"budget": budget})})
+    assert verify.shortened(given).protocol.budget == short
 
 
 def test_a_run_that_fails_is_red(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
