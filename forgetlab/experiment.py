@@ -6,6 +6,8 @@ seed: each is picklable and holds all that a worker needs to carry it out alone.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,6 +26,7 @@ ResolvedSpec = dict[str, Any]  # {"name": a plug-in's name, its options...}, all
 KeyPath = tuple[str | int, ...]  # keys and indices from the top of a scenario file, or from an entry, to a value
 Problem = tuple[KeyPath, str]  # where something cannot be carried out, and why
 Varied = Literal["class_order", "init", "data_order"]
+Amount = PositiveInt | tuple[PositiveInt, ...]  # for every task, or one for each
 SearchSeeds = Literal["each"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 ORACLE = "oracle"  # the router's name where the task is told
 REGULARIZATION = ("regularizer", "projection", "regime")  # the kinds of plug-in that stand under that key
@@ -34,21 +37,88 @@ class Frozen(BaseModel):
 
 
 class Budget(Frozen):
-    """How long a task is trained: passes over its data, or optimizer steps (equal work where tasks differ in size)."""
+    """How long a task is trained: passes over its data, or optimizer steps (equal work where tasks differ in size).
 
-    epochs: PositiveInt | None = None
-    updates: PositiveInt | None = None
+    One number holds for every task; a list has one for each task of the stream. ``first_task`` is another number for
+    the first task that a model goes through, in the stream that is scored and in that of a search.
+    """
+
+    epochs: Amount | None = None
+    updates: Amount | None = None
+    first_task: PositiveInt | None = None  # epochs or updates, as the number beside it
 
     @model_validator(mode="before")
     @classmethod
     def _one_epoch(cls, value: Any) -> Any:
         return {"epochs": 1} if value == {} else value
 
+    @field_validator("epochs", "updates", mode="before")
+    @classmethod
+    def _whole_numbers(cls, amount: Any) -> Amount | None:
+        several = isinstance(amount, list | tuple)
+        numbers = list(amount) if several else [1 if amount is None else amount]
+        if not numbers or any(type(number) is not int or number < 1 for number in numbers):
+            raise PydanticCustomError("amount", "should be a whole number above 0, or a list of one for each task")
+        return tuple(numbers) if several else amount
+
     @model_validator(mode="after")
     def _one_of_two(self) -> Budget:
         if (self.epochs is None) == (self.updates is None):
             raise ValueError("give either epochs or updates")
+        if self.first_task is not None and self.listed is not None:
+            raise ValueError("first_task stands beside one number; a list says already what the first task has")
         return self
+
+    @property
+    def listed(self) -> tuple[int, ...] | None:
+        """The numbers of a list; None where one number holds for every task."""
+        amount = self.updates or self.epochs
+        return amount if isinstance(amount, tuple) else None
+
+    def epochs_of(self, task: int) -> int | None:
+        """The passes over a task's data; None where the budget is one of updates."""
+        return self._of(self.epochs, task)
+
+    def updates_of(self, task: int) -> int | None:
+        """The optimizer's steps in a task; None where the budget is one of epochs."""
+        return self._of(self.updates, task)
+
+    def _of(self, amount: Amount | None, task: int) -> int | None:
+        if isinstance(amount, tuple):
+            return amount[task]
+        if amount is not None and task == 0 and self.first_task is not None:
+            return self.first_task
+        return amount
+
+    def from_task(self, first: int) -> Budget:
+        """What the tasks of a stream have that begins at this task of the whole one."""
+        if self.listed is None:
+            return self
+        later = self.listed[first:]
+        return Budget(epochs=later) if self.updates is None else Budget(updates=later)
+
+    def planned_updates(self, sizes: Sequence[int], train: Train) -> list[int]:
+        """The optimizer's steps in each of the first tasks, which have so many training samples.
+
+        What a method trains on beside a task's own samples is not in this plan.
+        """
+        steps = []
+        for task, size in enumerate(sizes):
+            epochs = self.epochs_of(task) or 0
+            steps.append(self.updates_of(task) or epochs * train.updates_of_pass(size))
+        return steps
+
+    def of_tasks_together(self, sizes: Sequence[int], train: Train) -> Budget:
+        """What one model has that learns the first tasks together: the work that they have one after another.
+
+        That is as many updates as theirs are in sum, or as many epochs as each of them has. Where they have unlike
+        numbers of epochs no number of passes over all samples is the same work, and the sum of their planned updates
+        stands for it.
+        """
+        passes = {self.epochs_of(task) for task in range(len(sizes))}
+        if self.updates is None and len(passes) == 1:
+            return Budget(epochs=passes.pop())
+        return Budget(updates=sum(self.planned_updates(sizes, train)))
 
 
 class Protocol(Frozen):
@@ -93,6 +163,10 @@ class Train(Frozen):
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"momentum is for sgd; {self.optimizer} has none to set")
         return self
+
+    def updates_of_pass(self, size: int) -> int:
+        """The optimizer's steps in one pass over so many samples."""
+        return math.ceil(size / self.batch_size)
 
 
 class GeneralSet(Frozen):
@@ -226,6 +300,11 @@ class Run(Frozen):
     def seed_of(self, varied: Varied) -> int:
         """The seed of one source of variation: this run's, or 0 where the file holds it fixed."""
         return self.seed if varied in self.protocol.seeds_vary else 0
+
+    @property
+    def budget(self) -> Budget:
+        """What the tasks have that this run goes through."""
+        return self.protocol.budget.from_task(0 if self.part is None else self.part.first)
 
     @property
     def task_identity(self) -> str:

@@ -27,7 +27,8 @@ def unmet_needs(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]
     if missing["boundaries"] and any(getattr(protocol, key) != value for key, value in UNTOLD.items()):
         written = ", ".join(f"{key}: {str(value).lower()}" for key, value in UNTOLD.items())
         yield ("scenario",), f"the stream does not tell where tasks begin, so it needs 'protocol: {{{written}}}'"
-    if missing["passes"] and protocol.budget.epochs != 1:
+    passes = {protocol.budget.epochs_of(task) for task in range(len(scenario.tasks))}
+    if missing["passes"] and passes != {1}:
         yield (
             ("protocol", "budget"),
             "the stream is online, every sample passes by once, so write 'budget: {epochs: 1}'",

@@ -69,7 +69,8 @@ def _backbone(found: list[Problem], experiment: Experiment, references: list[Any
     if scenario is None or unsound != []:
         found += [(("scenario",), message) for message in unsound or []]
         return None, torch.empty(0)
-    found += needs.unmet_needs(experiment, scenario)
+    wrong_length = list(_budget_problems(experiment, scenario))
+    found += wrong_length or needs.unmet_needs(experiment, scenario)
     found += search.search_stream_problems(experiment, scenario)
     for i, check in enumerate(getattr(reference, "check", None) for reference in references):
         if check is not None:
@@ -87,6 +88,15 @@ def _backbone(found: list[Problem], experiment: Experiment, references: list[Any
     if pretrain is not None and tasks and backbone is not None:
         found += _pretraining_problems(experiment, backbone, as_input(tasks[0].train.x[:2]))
     return backbone, x
+
+
+def _budget_problems(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]:
+    """A list of another length than the stream."""
+    budget, n_tasks = experiment.protocol.budget, len(scenario.tasks)
+    if budget.listed is not None and len(budget.listed) != n_tasks:
+        unit = "epochs" if budget.updates is None else "updates"
+        told = f"a list of {len(budget.listed)}, and the stream has {n_tasks} tasks"
+        yield ("protocol", "budget", unit), f"{told}: write a number for each, or one for all"
 
 
 def _pretraining_problems(experiment: Experiment, backbone: nn.Module, x: Tensor) -> list[Problem]:

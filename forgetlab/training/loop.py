@@ -95,6 +95,7 @@ class TensorPath(Template):
         super().__init__(**given_to(self._stock(), given), **(of_strategy or {}))
         self.plugins = [p for p in self.plugins if not isinstance(p, (EvaluationPlugin, PeriodicEval))]
         self.hyper, self.budget, self.seed, self.on_epoch = train, budget, seed, on_epoch
+        self.task_updates: int | None = None  # that the task in training has, where the budget counts them
         self.reset_optimizer, self.fresh, self.first_task = reset_optimizer, True, first_task
         self.seen = self.steps = 0  # of this task so far: new samples trained on, steps of the optimizer
         self.augmentation = Augmentation(train.augment, seed) if train.augment.named else None
@@ -169,7 +170,9 @@ class TensorPath(Template):
         super()._before_training_exp(**kwargs)  # here a plug-in may bring a data loader of another length
         if self.augmentation is not None and not isinstance(self.dataloader, TensorLoader):
             raise OptionError(OWN_BATCHES, "augment")
-        self.train_epochs = self.budget.epochs or math.ceil((self.budget.updates or 1) / len(self.dataloader))
+        self.task_updates = self.budget.updates_of(self.task)
+        epochs = self.budget.epochs_of(self.task)
+        self.train_epochs = epochs or math.ceil((self.task_updates or 1) / len(self.dataloader))
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
         self.seen += len(self.mb_y)
@@ -204,7 +207,7 @@ class TensorPath(Template):
 
     def _after_training_iteration(self, **kwargs: Any) -> None:
         super()._after_training_iteration(**kwargs)
-        if self.clock.train_exp_iterations == self.budget.updates:
+        if self.clock.train_exp_iterations == self.task_updates:
             self.stop_training()
 
     def _after_training_epoch(self, **kwargs: Any) -> None:
@@ -249,7 +252,7 @@ def stock_loop(spec: Mapping[str, Any], **settings: Any) -> TensorPath:
 
 def progress(strategy: Any) -> float:
     """The share of a task's steps that are behind, below 1."""
-    updates = strategy.budget.updates if isinstance(strategy, TensorPath) else None
+    updates = strategy.task_updates if isinstance(strategy, TensorPath) else None
     return strategy.clock.train_exp_iterations / (updates or strategy.train_epochs * len(strategy.dataloader))
 
 

@@ -622,9 +622,27 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "training: a budget of updates is spent once for all tasks",
-        "if self.clock.train_exp_iterations == self.budget.updates:",
-        "if self.clock.train_iterations == self.budget.updates:",
+        "if self.clock.train_exp_iterations == self.task_updates:",
+        "if self.clock.train_iterations == self.task_updates:",
         "test_a_budget_of_updates_is_the_exact_number_of_optimizer_steps",
+    ),
+    Break(
+        "training: joint has the updates of one task, whatever it learns together",
+        "return Budget(updates=sum(self.planned_updates(sizes, train)))",
+        "return Budget(updates=self.planned_updates(sizes, train)[-1])",
+        "test_the_work_of_each_prefix_by_hand",
+    ),
+    Break(
+        "training: every task has what the first one has",
+        "if amount is not None and task == 0 and self.first_task is not None:",
+        "if amount is not None and self.first_task is not None:",
+        "test_the_work_of_each_prefix_by_hand",
+    ),
+    Break(
+        "training: joint learns by the budget of one task",
+        "first_task=task, budget=budget)",
+        "first_task=task)",
+        "test_a_run_counts_what_was_planned",
     ),
     Break(
         "training: evaluation opens tasks",
