@@ -102,6 +102,9 @@ class GeneralSet(Frozen):
     data: ResolvedSpec | None = None  # by default what the backbone was pretrained on
 
 
+ReplayWeight = Annotated[float, Field(gt=0.0, lt=1.0)] | Literal["by_tasks"]  # by_tasks: 1 - 1 / (tasks so far)
+
+
 class Replay(Frozen):
     """What old or other samples a step has beside the new ones, and what is done with them."""
 
@@ -110,6 +113,8 @@ class Replay(Frozen):
     rehearsal: ResolvedSpec | None = None  # by default the cross-entropy over new and drawn samples
     projection: ResolvedSpec | None = None  # in the rehearsal's place: the drawn samples constrain the step
     depth: PositiveInt | None = None  # the block that kept samples enter; by default they are kept as they came
+    batch_size: PositiveInt | None = None  # samples drawn for a step; by default the memory's ratio to the new ones
+    weight: ReplayWeight | None = None  # w in (1 - w) L(new) + w L(drawn); by default one mean over all samples
     general: GeneralSet | None = None
 
 
