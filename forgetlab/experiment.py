@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -102,7 +103,14 @@ class GeneralSet(Frozen):
     data: ResolvedSpec | None = None  # by default what the backbone was pretrained on
 
 
-ReplayWeight = Annotated[float, Field(gt=0.0, lt=1.0)] | Literal["by_tasks"]  # by_tasks: 1 - 1 / (tasks so far)
+def _replay_weight(value: Any) -> float | str:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value == "by_tasks" or (number and 0 < value < 1):
+        return value
+    raise PydanticCustomError("replay_weight", "should be 'by_tasks' or a number above 0 and below 1")
+
+
+ReplayWeight = Annotated[float | Literal["by_tasks"], PlainValidator(_replay_weight)]  # 1 - 1 / (tasks so far), or w
 
 
 class Replay(Frozen):

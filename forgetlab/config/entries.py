@@ -269,42 +269,39 @@ def _replay(file: ScenarioFile, given: Any, place: KeyPath) -> Replay | None:
         if named and (plugin := file.plugin((part,), named["name"], (*place, part))):
             found[part], specs[part] = plugin, dict(named)
     options = {part: [option.name for option in registry.parameters(found[part])] for part in found}
-    given = _size_refused(file, given, found, specs, options, place)
+    if "memory" in found and _size_refused(file, given, specs["memory"], options, place):
+        del found["memory"]
     flat = {key: value for key, value in given.items() if key not in (*REPLAY, *Beside.model_fields)}
     if len(found) == len(asked):
         flat = file.known(flat, dict.fromkeys([*REPLAY, *Beside.model_fields, *chain(*options.values())]), place)
-    for key, value in flat.items():
-        if owners := [part for part in options if key in options[part]]:
-            _share_out(file, key, value, owners, specs, place)
+    _share_out(file, flat, options, specs, place)
     if "batch_size" in beside and "memory" in found:
         _ratio_refused(file, specs["memory"], place)
     parts = {part: file.options(found[part], specs[part], (*place, part)) for part in found}
-    if parts.get("memory"):
-        parts["memory"] = _without_what_is_not_told(parts["memory"], "batch_size" in beside)
+    if (memory := parts.get("memory")) is not None:
+        parts["memory"] = _without_what_is_not_told(memory, "batch_size" in beside)
     whole = len(found) == len(asked) and all(parts.values()) and (general is None) == (plain["general"] is None)
     return Replay.model_validate({**plain, **parts}) if whole else None
 
 
 def _size_refused(
     file: ScenarioFile,
-    given: dict[str, Any],
-    found: Mapping[str, registry.Plugin],
-    specs: dict[str, ResolvedSpec],
+    given: Mapping[str, Any],
+    memory: ResolvedSpec,
     options: Mapping[str, list[str]],
     place: KeyPath,
-) -> dict[str, Any]:
-    """What is given beside the names, without sizes that this memory does not take, in or beside its own options."""
-    if "memory" not in found:
-        return given
-    memory, taken = found["memory"].name, options["memory"]
-    for where, values in (((), given), (("memory",), specs["memory"])):
-        for key in [key for key in SIZES if key in values and key not in chain(*options.values())]:
+) -> bool:
+    """Whether a size is given, in or beside the memory's own options, that this memory does not take."""
+    known = set(chain(*options.values()))
+    refused = False
+    for where, values in (((), given), (("memory",), memory)):
+        for key in [key for key in SIZES if key in values and key not in known]:
+            takes = " or ".join(repr(name) for name in SIZES if name in options["memory"]) or "no size"
             others = [name for name in registry.available("memory") if key in _option_names(name)]
-            takes = " or ".join(repr(name) for name in SIZES if name in taken) or "no size"
-            message = f"{memory} has no {key!r}: {WHY_NOT[key]}; it takes {takes}; {key!r} is for {', '.join(others)}"
-            file.refuse((*place, *where, key), message, of_key=True)
-    specs["memory"] = {key: value for key, value in specs["memory"].items() if key in taken or key not in SIZES}
-    return {key: value for key, value in given.items() if key not in SIZES or key in chain(*options.values())}
+            may = f"it takes {takes}; {key!r} is for {', '.join(others)}"
+            file.refuse((*place, *where, key), f"{memory['name']} has no {key!r}: {WHY_NOT[key]}; {may}", of_key=True)
+            refused = True
+    return refused
 
 
 def _option_names(memory: str) -> list[str]:
@@ -339,9 +336,22 @@ def _general(file: ScenarioFile, given: Any, place: KeyPath) -> GeneralSet | Non
 
 
 def _share_out(
+    file: ScenarioFile,
+    flat: Mapping[str, Any],
+    options: Mapping[str, list[str]],
+    specs: dict[str, ResolvedSpec],
+    place: KeyPath,
+) -> None:
+    """Give each option that stands beside the names to the one plug-in that takes it."""
+    for key, value in flat.items():
+        owners = [part for part in options if key in options[part]]
+        if owners:
+            _give(file, key, value, owners, specs, place)
+
+
+def _give(
     file: ScenarioFile, key: str, value: Any, owners: list[str], specs: dict[str, ResolvedSpec], place: KeyPath
 ) -> None:
-    """Give an option that stands beside the names to the one plug-in that takes it."""
     if len(owners) != 1:
         both = f"{key!r} is an option of both {' and '.join(owners)}"
         form = f"write it inside of one: '{owners[0]}: {{name: {specs[owners[0]]['name']}, {key}: ...}}'"

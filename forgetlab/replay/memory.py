@@ -31,7 +31,6 @@ from forgetlab.seeding import generator
 from forgetlab.toolbox.teacher import changing
 from forgetlab.training.data_order import data_order
 
-
 SIZES = ("capacity", "per_class", "per_task", "share")  # how the size of a memory is told, by one of them
 BY_TASKS = "by_tasks"  # the weight of replayed samples that the number of tasks gives
 
@@ -53,8 +52,8 @@ class Memory(SupervisedPlugin, ABC):
     The incoming batch alone is stored, never what was drawn; a task's samples pass by once, in its first epoch, however
     long it is trained; but again in every epoch where their logits are kept, which are to be those of the whole way.
     ``ratio`` is how many old samples a step has for each new one; ``batch_size`` is how many it has whatever the new
-    batch. ``weight`` is w in the loss (1 - w) L(new) + w L(drawn), each a mean over its samples; where none is given, the
-    loss is one mean over both.
+    batch. ``weight`` is w in the loss (1 - w) L(new) + w L(drawn), each a mean over its samples; where none is given,
+    the loss is one mean over both.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()  # "boundaries", "passes": what `end` has to be told or allowed

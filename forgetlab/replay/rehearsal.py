@@ -28,6 +28,8 @@ class Rehearsal(ABC):
     def parts(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> tuple[Tensor, Tensor]:
         """The loss on new and on drawn samples apart, each a mean, which `replay: {weight: ...}` then weighs.
 
+        Only where a loss of its own has such parts: beside another one a weight is refused.
+
         Raises:
             NotImplementedError: the loss is one of both, or has weights of its own.
         """

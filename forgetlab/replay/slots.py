@@ -59,7 +59,7 @@ class Slots:
         self.filled = needed
 
     def _with_room(self, kept: Tensor, needed: int) -> Tensor:
-        """The same rows among at least as many as are needed: twice as many each time, never more than may be filled."""
+        """The same rows among as many as are needed: twice as many each time, never more than may be filled."""
         if needed <= len(kept):
             return kept
         places = max(needed, 2 * len(kept))

@@ -35,10 +35,11 @@ class Greedy(Memory):
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:
         come = -torch.arange(1, len(batch.y) + 1, device=batch.y.device, dtype=torch.float64)
         self.slots.keep_highest(batch, key=come)
-        key = self.slots.tensors["key"]  # of the new ones below 0, of the others a random number
-        places = self.slots.capacity or len(self.slots)
-        draws = torch.rand(places, generator=generator, dtype=torch.float64)[: len(key)].to(key.device)
-        self.slots.tensors["key"] = torch.where(key < 0, draws, key)
+        here = len(self.slots)
+        key = self.slots.tensors["key"][:here]  # of the new ones below 0, of others a random number
+        places = self.slots.capacity or here
+        draws = torch.rand(places, generator=generator, dtype=torch.float64)[:here]
+        key[key < 0] = draws.to(key.device)[key < 0]
 
 
 @register("rehearsal", "gdumb")

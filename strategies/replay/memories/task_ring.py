@@ -21,8 +21,9 @@ from forgetlab.replay import Batch, Memory
 class TaskRing(Memory):
     """The last samples of each task (first in, first out), in equal shares of about capacity / tasks.
 
-    With ``per_task`` each task has that many places, with ``share`` that part of its samples; the memory then grows with
-    the tasks. As a task's samples come in random order, its last ones are a fair sample of it.
+    With ``per_task`` each task has that many places, with ``share`` that part of its samples; the
+    memory then grows with the tasks. As a task's samples come in random order, its last ones are a
+    fair sample of it.
     """
 
     needs = frozenset({"boundaries"})

@@ -1,10 +1,10 @@
 """DER++: Buzzega et al. 2020, Dark Experience for General Continual Learning, https://arxiv.org/abs/2004.07211.
 
-The squared error is the mean over logits, as in the authors' code, over those that the network had when the sample was
-stored. As in algorithm 2 and in the authors' code each term on the memory has a batch of its own; ``draws: 1`` makes one
-batch serve both, as Avalanche does: the same expected gradient, at half the replayed samples. All of them pass the
-network together, where the authors' three passes normalise each batch apart. Defaults: theirs for Split CIFAR-10 with
-500 samples.
+The squared error is the mean over logits, as in the authors' code, over those that the network had
+when the sample was stored. As in algorithm 2 and in the authors' code each term on the memory has a
+batch of its own; `draws: 1` makes one batch serve both, as Avalanche does: the same expected
+gradient, at half the replayed samples. All of them pass the network together, where the authors'
+three passes normalise each batch apart. Defaults: theirs for Split CIFAR-10 with 500 samples.
 """
 
 from __future__ import annotations

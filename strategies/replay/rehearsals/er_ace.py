@@ -22,9 +22,7 @@ class AsymmetricCrossEntropy(Rehearsal):
         on_current, on_old = self.parts(model, new, drawn, output)
         return on_current + on_old
 
-    def parts(
-        self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def parts(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> tuple[Tensor, Tensor]:
         on_new, on_drawn = output[: len(new.y)], output[len(new.y) :]
         current = F.cross_entropy(among(on_new, new.y), new.y)
         return current, F.cross_entropy(on_drawn, drawn.y)

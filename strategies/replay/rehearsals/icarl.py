@@ -1,10 +1,11 @@
 """iCaRL: Rebuffi et al. 2017, Incremental Classifier and Representation Learning, https://arxiv.org/abs/1611.07725.
 
-Its exemplars are those of `herding`. The loss is summed over classes as in the paper; `over_classes: mean` is that of
-the authors' code, of Avalanche and of PyCIL (for plain gradient descent the same as a rate that is divided by the number
-of classes). ``distillation`` weighs the old classes, which the paper does not; FACIL's weight of 4 stands beside a softmax
-cross-entropy over all classes instead. Mirrored images are left out of the means. An old class that comes again is
-learned from its new samples. Where the task is told, only its classes are learned, distilled and answered.
+Its exemplars are those of `herding`. The loss is summed over classes as in the paper; `over_classes:
+mean` is that of the authors' code, of Avalanche and of PyCIL (for plain gradient descent a rate that
+is divided by the number of classes). ``distillation`` weighs the old classes, which the paper does
+not; in FACIL, whose configurations say 4, it stands beside a softmax cross-entropy for the labels.
+Mirrored images are left out of the means. An old class that comes again is learned from its new
+samples. Where the task is told, only its classes are learned, distilled and answered.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from forgetlab.toolbox.teacher import changing, frozen_copy, logits
 
 @register("rehearsal", "icarl")
 class ICaRL(Rehearsal):
-    """sum_c w_c BCE(sigma(z_c), q_c) (algorithm 3), q = sigma(z'_c) before the task for old c, else one-hot; answers by the
-    nearest mean of exemplars, argmin_c || phi(x) - mu_c || (algorithm 1), all of length 1.
+    """sum_c w_c BCE(sigma(z_c), q_c) (algorithm 3), q = sigma(z'_c) before the task for old c, else
+    one-hot; answers by the nearest mean of exemplars, argmin_c || phi(x) - mu_c || (algorithm 1).
 
-    w_c is ``distillation`` where the target is the old model's, else 1; with `over_classes: mean` the sum is divided by
-    the number of classes that compete for the sample.
+    w_c is ``distillation`` where the target is the old model's, else 1; with `over_classes: mean` the
+    sum is divided by the number of classes that compete for the sample. All features have length 1.
     """
 
     needs = frozenset({"boundaries"})

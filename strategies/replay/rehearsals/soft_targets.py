@@ -33,9 +33,7 @@ class SoftTargets(Rehearsal):
         on_new = F.cross_entropy(output[:n], new.y, reduction="sum")
         return (on_new + self.temperature**2 * told.sum()) / len(output)
 
-    def parts(
-        self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def parts(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> tuple[Tensor, Tensor]:
         n = len(new.y)
         told = self.told(drawn, output[n:])
         return F.cross_entropy(output[:n], new.y), self.temperature**2 * told.mean()

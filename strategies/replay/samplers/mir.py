@@ -2,10 +2,10 @@
 
 https://arxiv.org/abs/1908.04742. The virtual step is one of plain gradient descent at the rate of the moment, as there,
 whatever the optimizer is. Losses are taken without dropout and by the statistics that BatchNorm has, which stay there;
-in the authors' code and in Avalanche each look at the candidates moves them. The authors look at 50 candidates for 10
-drawn, none of them of the task at hand. Where few samples are kept that is all of them, and the same ones would be drawn
-each time: here the candidates are at most half of what may be drawn. `at_most: 1` is the authors' code; `at_most: 1,
-exclude: nothing` lets samples of the task at hand be drawn as well.
+in the authors' code and in Avalanche each look at the candidates moves them. The authors look at 50
+candidates for 10 drawn, none of them of the task at hand. Where few samples are kept that is all of
+them, and the same ones would be drawn each time: here the candidates are at most half of what may be
+drawn. `at_most: 1` is the authors' code, where all are drawn of a memory that holds too few.
 """
 
 from __future__ import annotations
