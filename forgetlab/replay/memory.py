@@ -62,25 +62,9 @@ class Memory(SupervisedPlugin, ABC):
     reads_kept: ClassVar[bool] = False  # whether it puts kept samples through the network: they must be as they came
     kept: ClassVar[tuple[str, ...]] = ()  # attributes that are kept beside: tensors by name, or plain values
 
-    def __init__(
-        self,
-        capacity: PositiveInt | None = None,
-        ratio: PositiveFloat = 1.0,
-        *,
-        per_class: PositiveInt | None = None,
-        per_task: PositiveInt | None = None,
-        share: float | None = None,
-    ) -> None:
-        """Take the size as one of four: places in all, of each class, of each task, or a share of what comes.
-
-        Raises:
-            OptionError: none of them is given, or several are.
-        """
+    def __init__(self, capacity: PositiveInt, ratio: PositiveFloat = 1.0) -> None:
         super().__init__()
-        given = {"capacity": capacity, "per_class": per_class, "per_task": per_task, "share": share}
-        refuse_other_than_one_size(type(self), [name for name, value in given.items() if value is not None])
-        self.slots = Slots(capacity, each=per_class or per_task, share=share)
-        self.ratio = ratio
+        self.slots, self.ratio = Slots(capacity), ratio
         self.batch_size: int | None = None  # in the place of the ratio
         self.weight: float | Literal["by_tasks"] | None = None
         self.sampler: Sampler | None = None
@@ -95,6 +79,25 @@ class Memory(SupervisedPlugin, ABC):
         self._incoming: Batch | None = None
         self._drawn: Batch | None = None
         self._start: dict[str, Tensor] = {}
+
+    def take_size(
+        self,
+        capacity: int | None = None,
+        *,
+        per_class: int | None = None,
+        per_task: int | None = None,
+        share: float | None = None,
+    ) -> None:
+        """Take the size as one of four: places in all, of each class, of each task, or a share of what comes.
+
+        For a constructor that offers several, after the contract's own.
+
+        Raises:
+            OptionError: none of them is given, or several are.
+        """
+        given = {"capacity": capacity, "per_class": per_class, "per_task": per_task, "share": share}
+        refuse_other_than_one_size(type(self), [name for name, value in given.items() if value is not None])
+        self.slots = Slots(capacity, each=per_class or per_task, share=share)
 
     @staticmethod
     def check(x: Tensor) -> None:

@@ -13,6 +13,7 @@ from forgetlab.data.datasets import as_input
 from forgetlab.training.competing_classes import widened
 
 Group = Literal["class", "task"]
+UNBOUNDED = 2**62  # as many places as samples come; a number that still fits where places are counted
 
 
 class Slots:
@@ -23,7 +24,7 @@ class Slots:
     """
 
     def __init__(self, capacity: int | None = None, *, each: int | None = None, share: float | None = None) -> None:
-        self.capacity = capacity
+        self.capacity = min(UNBOUNDED if capacity is None else capacity, UNBOUNDED)
         self.each = each
         self.share = share
         self.as_bytes = False
@@ -34,6 +35,11 @@ class Slots:
 
     def __len__(self) -> int:
         return self.filled
+
+    @property
+    def grows(self) -> bool:
+        """Whether there are more places as classes or tasks come."""
+        return self.each is not None or self.share is not None
 
     def kept(self) -> dict[str, Tensor]:
         """The samples alone, without the places that wait."""
@@ -62,9 +68,7 @@ class Slots:
         """The same rows among as many as are needed: twice as many each time, never more than may be filled."""
         if needed <= len(kept):
             return kept
-        places = max(needed, 2 * len(kept))
-        if self.capacity is not None:
-            places = max(needed, min(places, self.capacity))
+        places = max(needed, min(2 * len(kept), self.capacity))
         return torch.cat([kept, kept.new_zeros((places - len(kept), *kept.shape[1:]))])
 
     def _mark(self, batch: Batch) -> dict[str, Tensor]:
@@ -94,7 +98,6 @@ class Slots:
         if self.share is not None:
             most = [max(1, round(self.share * self.came[label])) for label in groups.tolist()]
             return torch.minimum(counts, counts.new_tensor(most))
-        assert self.capacity is not None
         return equal_shares(counts, self.capacity)
 
     def keep_highest(self, batch: Batch, key: Tensor, of: Group = "class") -> None:

@@ -26,5 +26,5 @@ def fill(memory: Kept, labels: Sequence[int], batch_size: int = 10, seed: int = 
 
 def contents(memory: Memory) -> list[int]:
     """The numbers of the samples that are kept."""
-    assert memory.slots.capacity is None or len(memory.slots) <= memory.slots.capacity
+    assert len(memory.slots) <= memory.slots.capacity
     return sorted(int(x) for x in memory.slots.read(torch.arange(len(memory.slots))).x[:, 0])

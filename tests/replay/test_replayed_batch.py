@@ -179,10 +179,11 @@ def test_a_batch_and_a_weight_can_be_tuned(tmp_path: Path) -> None:
     replay = "memory: reservoir, capacity: 50, batch_size: 32, weight: {low: 0.1, high: 0.9}"
     tuning = "tuning: {tasks: 2, search: optuna, trials: 4}"
     experiment = runs.loaded(tmp_path, text(replay, protocol=tuning))
-    (choice,) = experiment.tuning.choices if experiment.tuning else ()
+    assert experiment.tuning is not None
+    (choice,) = experiment.tuning.choices
     assert choice.at == ("strategies", 0, "replay", "weight") and (choice.low, choice.high) == (0.1, 0.9)
     many = text("memory: reservoir, capacity: 50, batch_size: [16, 32], weight: 0.5", protocol="tuning: {tasks: 2}")
-    (choice,) = (runs.loaded(tmp_path, many).tuning or experiment.tuning).choices  # type: ignore[union-attr]
+    (choice,) = (runs.loaded(tmp_path, many).tuning or experiment.tuning).choices
     assert choice.values == (16, 32)
 
 

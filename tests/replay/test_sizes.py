@@ -14,7 +14,7 @@ from torch import Tensor
 from forgetlab.batch import Batch
 from forgetlab.costs.ledger import byte_count
 from forgetlab.plugins import registry
-from forgetlab.plugins.options import OptionError
+from forgetlab.plugins.options import OptionError, parameters_of
 from forgetlab.replay.memory import Memory
 from forgetlab.replay.slots import Slots
 from forgetlab.seeding import generator
@@ -134,7 +134,7 @@ def test_places_are_made_as_they_are_filled() -> None:
     assert torch.equal(slots.read(torch.arange(40)).x, x)
 
 
-@pytest.mark.parametrize("capacity", [10**9, 10**13, 2**62])
+@pytest.mark.parametrize("capacity", [10**9, 10**13, 2**70])
 @pytest.mark.parametrize("name", ["reservoir", "ring", "class_balanced", "task_ring"])
 def test_a_capacity_that_nothing_fills_takes_no_room(name: str, capacity: int) -> None:
     kept = fill(memory(name, capacity=capacity), LABELS, tasks=LABELS)
@@ -205,10 +205,15 @@ def test_a_size_without_meaning_is_refused_where_it_stands(
 
 def test_a_memory_of_ones_own_says_its_size_in_one_way() -> None:
     class Own(Memory):
+        def __init__(self, capacity: int | None = None, per_task: int | None = None) -> None:
+            super().__init__(capacity or 1)
+            self.take_size(capacity, per_task=per_task)
+
         def store(self, batch: Batch, output: Tensor, generator: torch.Generator) -> None:
             """Nothing."""
 
     assert Own(5).slots.capacity == 5 and Own(per_task=5).slots.each == 5
+    assert [option.name for option in parameters_of(Memory)] == ["capacity", "ratio"], "what one without options takes"
     for sizes in ({}, {"capacity": 5, "per_task": 5}):
         with pytest.raises(OptionError, match="how much is kept"):
             Own(**sizes)

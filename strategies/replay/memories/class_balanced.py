@@ -28,7 +28,8 @@ class ClassBalanced(Memory):
         ratio: PositiveFloat = 1.0,
         per_class: PositiveInt | None = None,
     ) -> None:
-        super().__init__(capacity, ratio, per_class=per_class)
+        super().__init__(capacity or 1, ratio)
+        self.take_size(capacity, per_class=per_class)
 
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:
         key = torch.rand(len(batch.y), generator=generator, dtype=torch.float64)

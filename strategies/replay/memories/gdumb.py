@@ -30,14 +30,15 @@ class Greedy(Memory):
         ratio: PositiveFloat = 1.0,
         per_class: PositiveInt | None = None,
     ) -> None:
-        super().__init__(capacity, ratio, per_class=per_class)
+        super().__init__(capacity or 1, ratio)
+        self.take_size(capacity, per_class=per_class)
 
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:
         come = -torch.arange(1, len(batch.y) + 1, device=batch.y.device, dtype=torch.float64)
         self.slots.keep_highest(batch, key=come)
         here = len(self.slots)
         key = self.slots.tensors["key"][:here]  # of the new ones below 0, of others a random number
-        places = self.slots.capacity or here
+        places = here if self.slots.grows else self.slots.capacity
         draws = torch.rand(places, generator=generator, dtype=torch.float64)[:here]
         key[key < 0] = draws.to(key.device)[key < 0]
 

@@ -36,7 +36,6 @@ class GradientSelection(Memory):
         model.eval()
         parts = torch.randperm(here, generator=generator).to(rows.device).split(self.subset)[: self.subsets]
         known = [gradient(model, self.slots.read(part)) for part in parts if here]
-        assert self.slots.capacity is not None
         if (room := self.slots.capacity - here) or scores(model, [batch], known) < 0:
             score = scores(model, [batch.rows(row) for row in rows[: room or None].split(1)], known)
             places, enters = (here + rows[:room], rows[:room]) if room else self.exchanged(score, generator)

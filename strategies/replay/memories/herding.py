@@ -36,7 +36,8 @@ class Herding(Memory):
         per_class: PositiveInt | None = None,
         share: Annotated[float, Field(gt=0.0, le=1.0)] | None = None,
     ) -> None:
-        super().__init__(capacity, ratio, per_class=per_class, share=share)
+        super().__init__(capacity or 1, ratio)
+        self.take_size(capacity, per_class=per_class, share=share)
 
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:
         """Nothing: a sample's place depends on all others of its class."""

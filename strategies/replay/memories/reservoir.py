@@ -26,7 +26,6 @@ class Reservoir(Memory):
 
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:
         capacity, n = self.slots.capacity, len(batch.y)
-        assert capacity is not None
         count = torch.arange(self.seen, self.seen + n)
         draws = (torch.rand(n, generator=generator, dtype=torch.float64) * (count + 1)).long()
         place = torch.where(count < capacity, count, draws)

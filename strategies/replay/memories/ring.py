@@ -30,7 +30,8 @@ class Ring(Memory):
         ratio: PositiveFloat = 1.0,
         per_class: PositiveInt | None = None,
     ) -> None:
-        super().__init__(capacity, ratio, per_class=per_class)
+        super().__init__(capacity or 1, ratio)
+        self.take_size(capacity, per_class=per_class)
         self.seen = 0
 
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:

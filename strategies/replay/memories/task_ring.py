@@ -36,7 +36,8 @@ class TaskRing(Memory):
         per_task: PositiveInt | None = None,
         share: Annotated[float, Field(gt=0.0, le=1.0)] | None = None,
     ) -> None:
-        super().__init__(capacity, ratio, per_task=per_task, share=share)
+        super().__init__(capacity or 1, ratio)
+        self.take_size(capacity, per_task=per_task, share=share)
         self.seen = 0
 
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:
