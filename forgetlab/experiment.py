@@ -15,6 +15,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeInt,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     field_validator,
@@ -176,6 +177,16 @@ class GeneralSet(Frozen):
     data: ResolvedSpec | None = None  # by default what the backbone was pretrained on
 
 
+def _replay_weight(value: Any) -> float | str:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value == "by_tasks" or (number and 0 < value < 1):
+        return value
+    raise PydanticCustomError("replay_weight", "should be 'by_tasks' or a number above 0 and below 1")
+
+
+ReplayWeight = Annotated[float | Literal["by_tasks"], PlainValidator(_replay_weight)]  # 1 - 1 / (tasks so far), or w
+
+
 class Replay(Frozen):
     """What old or other samples a step has beside the new ones, and what is done with them."""
 
@@ -184,6 +195,8 @@ class Replay(Frozen):
     rehearsal: ResolvedSpec | None = None  # by default the cross-entropy over new and drawn samples
     projection: ResolvedSpec | None = None  # in the rehearsal's place: the drawn samples constrain the step
     depth: PositiveInt | None = None  # the block that kept samples enter; by default they are kept as they came
+    batch_size: PositiveInt | None = None  # samples drawn for a step; by default the memory's ratio to the new ones
+    weight: ReplayWeight | None = None  # w in (1 - w) L(new) + w L(drawn); by default one mean over all samples
     general: GeneralSet | None = None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from forgetlab.experiment import ORACLE, REGULARIZATION, Experiment, KeyPath, Problem, Strategy
 from forgetlab.plugins import registry
+from forgetlab.replay.memory import BY_TASKS
 from forgetlab.streams.scenario import Scenario
 
 UNTOLD = {"head": "fixed", "loss_classes": "all", "reset_optimizer": False}  # what no boundary has to be known for
@@ -45,6 +46,8 @@ def _needs(entry: Strategy) -> Iterator[tuple[KeyPath, frozenset[str]]]:
         for part in ("memory", "sampler", "rehearsal", "projection"):
             if (spec := getattr(entry.replay, part)) is not None:
                 yield ("replay", part), _of(part, spec)
+        if entry.replay.weight == BY_TASKS:
+            yield ("replay", "weight"), frozenset({"boundaries"})
     for i, spec in enumerate(entry.regularization or ()):
         yield ("regularization", i), _of(registry.kind_of(spec["name"], REGULARIZATION), spec)
     if entry.isolation is not None:
@@ -59,4 +62,6 @@ def _needs(entry: Strategy) -> Iterator[tuple[KeyPath, frozenset[str]]]:
 
 
 def _of(kind: str, spec: dict[str, Any]) -> frozenset[str]:
-    return getattr(registry.find(kind, spec["name"]).factory, "needs", frozenset())
+    factory = registry.find(kind, spec["name"]).factory
+    by_options = getattr(factory, "needs_of", None)  # where an option decides
+    return getattr(factory, "needs", frozenset()) | (by_options(spec) if by_options else frozenset())

@@ -11,7 +11,7 @@ from forgetlab.metrics.intervals import Interval, t_interval
 from forgetlab.metrics.price_definitions import PRICES
 from forgetlab.results.store import Result, Row
 
-COUNTS = ("parameters", "trainable", "stored_bytes", "memory_bytes", "samples_seen", "updates")
+COUNTS = ("parameters", "trainable", "stored_bytes", "memory_bytes", "samples_seen", "updates", "extra_updates")
 SEARCHED = tuple(f"tuning_{name}" for name in ("trials", "samples_seen", "samples_replayed", "updates"))
 NEW_MODEL_PER_TASK = ("joint", "separate")  # references that never learn in sequence, so nothing is forgotten
 

@@ -57,6 +57,8 @@ def _columns(rows: Sequence[Summary]) -> dict[str, list[str]]:
             _amount(summary, ("stored_bytes", "memory_bytes"), number_format.short_bytes) for summary in rows
         ],
     }
+    if any((cell := summary.cells.get("extra_updates")) is not None and cell.mean for summary in rows):
+        table["extra updates"] = [_amount(summary, ("extra_updates",), "{:,.0f}".format) for summary in rows]
     if any("tuning_trials" in summary.cells for summary in rows):
         table["trials"] = [_amount(summary, ("tuning_trials",), "{:.0f}".format) for summary in rows]
     for name, header in FURTHER.items():
