@@ -210,6 +210,8 @@ def _fits(spec: ResolvedSpec, entry: Strategy, backbone: nn.Module, x: Tensor) -
     given = tuple(module.features(backbone, x).shape)
     if entry.merge is not None and not module.changes():
         raise OptionError(f"{spec['name']} is no change of the weights, so there is nothing to merge")
+    if entry.merge is not None and module.owns_layers and any(site.buffers for site in module.sites):
+        raise OptionError(f"{spec['name']} has statistics of batch normalisation for each task, which no merger merges")
     if given != (wanted := tuple(backbone(x).shape)):
         raise ValueError(f"features of {given} where the backbone alone gives {wanted}")
 
