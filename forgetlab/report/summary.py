@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from forgetlab.metrics import accuracy_matrix
-from forgetlab.metrics.intervals import Interval, t_interval
+from forgetlab.metrics.definition_texts import METRICS
+from forgetlab.metrics.intervals import UNBOUNDED, Bounds, Interval, t_interval
 from forgetlab.metrics.price_definitions import PRICES
 from forgetlab.results.store import Result, Row
 
@@ -91,15 +93,21 @@ def _summary(name: str, runs: Sequence[Finished], results: Sequence[Result]) -> 
     first = runs[0].result
     rows = [_values(run, results) for run in runs]
     names = dict.fromkeys(key for row in rows for key in row)
-    cells = {key: _interval(row.get(key) for row in rows) for key in names}
+    cells = {key: _interval(key, [row.get(key) for row in rows]) for key in names}
     seeds = tuple(run.result.seed for run in runs)
     adopted = sum(run.adopted for run in runs)
     return Summary(first.strategy, name, first.family, first.task_identity, seeds, cells, adopted)
 
 
-def _interval(values: Iterable[float | None]) -> Interval | None:
-    known = [value for value in values if value is not None]
-    return t_interval(known) if known else None
+def _interval(name: str, values: Iterable[float | None]) -> Interval | None:
+    """Over the seeds that define the value: its n tells how many those are."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return t_interval(known, bounds=bounds_of(name)) if known else None
+
+
+def bounds_of(name: str) -> Bounds:
+    """Between which values a metric lies; what is no metric of ours is not cut."""
+    return METRICS[name].bounds if name in METRICS else UNBOUNDED
 
 
 def _values(run: Finished, results: Sequence[Result]) -> dict[str, float | None]:
