@@ -18,7 +18,7 @@ from forgetlab.report.summary import Summary
 from forgetlab.results.store import Result, Row, to_json
 
 MOST_CURVES, MOST_POINTS = 50, 200  # tasks with curves, and points of each; the matrix among the files is whole
-PRICE = ("seconds", *report.COUNTS, *report.SEARCHED, *price_definitions.PRICES)
+PRICE = (*report.COUNTS, *report.SEARCHED, *price_definitions.PRICES)
 OF_FORGETTING = ("forgetting", "forgetting_first_last", "backward_transfer")
 IDENTITIES = {"none": "", "routed": "with a router: ", "told": "task told: "}
 

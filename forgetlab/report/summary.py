@@ -12,6 +12,7 @@ from forgetlab.metrics.definition_texts import METRICS
 from forgetlab.metrics.intervals import UNBOUNDED, Bounds, Interval, t_interval
 from forgetlab.metrics.price_definitions import PRICES
 from forgetlab.results.store import Result, Row
+from forgetlab.results.timing import processor_seconds
 
 COUNTS = ("parameters", "trainable", "stored_bytes", "memory_bytes", "samples_seen", "updates")
 SEARCHED = tuple(f"tuning_{name}" for name in ("trials", "samples_seen", "samples_replayed", "updates"))
@@ -120,7 +121,7 @@ def _values(run: Finished, results: Sequence[Result]) -> dict[str, float | None]
     )
     values |= {name: accuracy_matrix.average_accuracy(score) for name, score in result.scores.items()}
     values["chance"] = sum(guess) / len(guess)
-    values["seconds"] = run.timing.get("seconds")
+    values["seconds"] = processor_seconds(run.timing)
     total = result.counts.get("total", {})
     counted = {name: total[name] for name in SEARCHED if name in total}
     return values | counted | {name: total.get(name) for name in COUNTS} | of_run(result.counts, run.timing)

@@ -42,7 +42,8 @@ def folder(store: Store, name: str, one: Result, key: str | None = None) -> RunF
         {"strategy": {"name": one.strategy}, "train": {"lr": 0.001}, "seed": one.seed},
     )
     timing = {
-        "seconds": 2.0,
+        "processor_seconds": 2.0,
+        "wall_seconds": 2.0,
         "started": "2026-01-01T00:00:00+00:00",
         "packages": {"torch": "2.13.0"},
         "git": {"commit": "abc"},
