@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 Shape = Sequence[int]
-FEWEST, MOST, ENOUGH = 5, 50, 0.2  # pairs of calls that are timed, and seconds after which there is no other
+FEWEST, MOST, ENOUGH = 5, 50, 0.1  # pairs of calls that are timed, and seconds after which there is no other
 
 
 @dataclass(frozen=True)

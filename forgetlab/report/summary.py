@@ -51,6 +51,16 @@ def summarise(finished: Sequence[Finished]) -> list[Summary]:
     return [_summary(name, runs, results) for (name, _), runs in grouped(finished).items()]
 
 
+def by_seed(finished: Sequence[Finished], metric: str) -> dict[tuple[str, str], dict[int, float]]:
+    """A metric's value for each seed that defines it, by the strategy's label and its task identity."""
+    results = [run.result for run in finished]
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for key, runs in grouped(finished).items():
+        values = {run.result.seed: _values(run, results).get(metric) for run in runs}
+        found[key] = {seed: value for seed, value in values.items() if value is not None and not math.isnan(value)}
+    return found
+
+
 def grouped(finished: Sequence[Finished]) -> dict[tuple[str, str], list[Finished]]:
     """The runs of each strategy, by its label and its task identity."""
     groups: dict[tuple[str, str], list[Finished]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from forgetlab.report import number_format, price_table
 from forgetlab.report.markdown import lines as markdown_lines
@@ -108,32 +108,55 @@ def _foot(rows: Sequence[Summary], columns: Mapping[str, Sequence[str]]) -> str:
     return f"{foot} Adopted, made by an earlier version: {', '.join(adopted)}." if adopted else foot
 
 
-def markdown(summaries: Sequence[Summary], title: str) -> str:
-    """The comparison as Markdown: one table per section, each with its foot, and the note."""
-    lines = [f"## {title}", ""]
+class Part(NamedTuple):
+    """One of the tables that are shown together: its heading, columns by header, and what is said below it."""
+
+    heading: str
+    columns: Mapping[str, Sequence[str]]
+    foot: str = ""
+
+
+def parts_of(summaries: Sequence[Summary]) -> list[Part]:
+    """One table per section, each with its foot, and the prices."""
+    found = []
     for heading, rows in _sections(summaries):
         columns = _columns(rows)
-        lines += [f"### {heading}", "", *markdown_lines(columns), "", _foot(rows, columns), ""]
-    if paid := price_table.price_columns(summaries):
-        lines += [f"### {PRICE}", "", *markdown_lines(paid), ""]
-    return "\n".join([*lines, NOTE, ""])
+        found.append(Part(heading, columns, _foot(rows, columns)))
+    paid = price_table.price_columns(summaries)
+    return [*found, Part(PRICE, paid)] if paid else found
 
 
-def table(summaries: Sequence[Summary]) -> Group:
-    """The comparison for a terminal: one rich table per section, and the note."""
+def in_markdown(parts: Sequence[Part], title: str, note: str = "") -> str:
+    """Tables that are shown together, as Markdown: each with its foot, and the note."""
+    lines = [f"## {title}", ""]
+    for part in parts:
+        lines += [f"### {part.heading}", "", *markdown_lines(part.columns), ""]
+        lines += [part.foot, ""] if part.foot else []
+    return "\n".join([*lines, note, ""] if note else lines)
+
+
+def on_a_screen(parts: Sequence[Part], note: str = "") -> Group:
+    """Tables that are shown together, for a terminal."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    sections = [(heading, rows, _columns(rows)) for heading, rows in _sections(summaries)]
-    tables = [(heading, _foot(rows, columns), columns) for heading, rows, columns in sections]
-    paid = price_table.price_columns(summaries)
-    parts: list[Table | Text] = []
-    for heading, foot, content in [*tables, *([(PRICE, None, paid)] if paid else [])]:
-        part = Table(title=heading, caption=foot, title_justify="left", caption_justify="left")
-        for number, header in enumerate(content):
-            part.add_column(header, justify="right" if number else "left", overflow="fold")
-        for cells in zip(*content.values(), strict=True):
-            part.add_row(*map(Text, cells))
-        parts.append(part)
-    return Group(*parts, Text(NOTE.replace("`", "")))
+    shown: list[Table | Text] = []
+    for part in parts:
+        table = Table(title=part.heading, caption=part.foot or None, title_justify="left", caption_justify="left")
+        for number, header in enumerate(part.columns):
+            table.add_column(header, justify="right" if number else "left", overflow="fold")
+        for cells in zip(*part.columns.values(), strict=True):
+            table.add_row(*map(Text, cells))
+        shown.append(table)
+    return Group(*shown, *([Text(note.replace("`", ""))] if note else []))
+
+
+def markdown(summaries: Sequence[Summary], title: str) -> str:
+    """The comparison as Markdown: one table per section, each with its foot, and the note."""
+    return in_markdown(parts_of(summaries), title, NOTE)
+
+
+def table(summaries: Sequence[Summary]) -> Group:
+    """The comparison for a terminal: one rich table per section, and the note."""
+    return on_a_screen(parts_of(summaries), NOTE)
