@@ -11,21 +11,51 @@ from forgetlab.experiment import Experiment, Strategy
 from forgetlab.report.summary import Finished
 
 if TYPE_CHECKING:
+    from forgetlab.report.comparison import Question
     from forgetlab.results.store import RunFolder, Store
 
 
 def print_comparison(store: Store, name: str, description: Mapping[str, Any], markdown: bool) -> None:
-    """The table of what was run last under a name; what else is in its folder had other settings."""
-    experiment = Experiment.model_validate(description)
-    done, wanted = finished_of(store, experiment), len(experiment.entries) * len(experiment.seeds)
+    """The table of what was run last under a name."""
+    done = _stored(store, name, description)
     if done and markdown:
         from forgetlab.report import summary, tables
 
         print(tables.markdown(summary.summarise(done), name))
     elif done:
         print_table(done, name)
+
+
+def print_answers(
+    store: Store, name: str, description: Mapping[str, Any], question: Question, *, ranks: bool, markdown: bool
+) -> None:
+    """Paired differences, ranks, or both, of what was run last under a name.
+
+    Raises:
+        LookupError: the question names a strategy that is not there, or a metric that no strategy defines.
+    """
+    from forgetlab.report import comparison, tables
+
+    done = _stored(store, name, description)
+    if not done:
+        return
+    parts = comparison.differences(done, question) if question.against else []
+    parts += comparison.ranks(done, question.metric) if ranks else []
+    if markdown:
+        print(tables.in_markdown(parts, name))
+        return
+    console = screen()
+    console.print(f"\n[bold]{name}[/bold]")
+    console.print(tables.on_a_screen(parts))
+
+
+def _stored(store: Store, name: str, description: Mapping[str, Any]) -> list[Finished]:
+    """The finished runs of an experiment; what else is in its folder had other settings. It says what is missing."""
+    experiment = Experiment.model_validate(description)
+    done, wanted = finished_of(store, experiment), len(experiment.entries) * len(experiment.seeds)
     if len(done) < wanted:
         say(f"{name}: {len(done)} of {wanted} runs are finished; 'forgetlab run' of its file goes on")
+    return done
 
 
 def finished_of(store: Store, experiment: Experiment) -> list[Finished]:

@@ -6,7 +6,7 @@
   ``adopted_from``: the keys that the run had in earlier versions;
 - ``result.json``: only what the file, the code and the machine's arithmetic determine, so equal runs give
   equal bytes; it grows by one row when a task ends;
-- ``timing.json``: seconds, dates, host, package versions, git state;
+- ``timing.json``: seconds of the processor and by the wall clock, latency, dates, host, package versions, git state;
 - ``modules/``: what a strategy stores for each task, as safetensors;
 - ``tuning.json``: every trial of the search that chose its options, where one did.
 
