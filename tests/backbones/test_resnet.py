@@ -50,7 +50,8 @@ def with_weights_of(model: nn.Module, other: nn.Module) -> nn.Module:
 @torch.no_grad()
 def test_depth_18_equals_avalanches_slim_resnet(width: int, training: bool) -> None:
     torchvision_ops.ensure()
-    from avalanche.models.slim_resnet18 import BasicBlock, ResNet as Theirs
+    from avalanche.models.slim_resnet18 import BasicBlock
+    from avalanche.models.slim_resnet18 import ResNet as Theirs
 
     theirs = scattered(Theirs(BasicBlock, [2, 2, 2, 2], 10, width)).train(training)
     ours = with_weights_of(ResNet((3, 32, 32), 18, width), theirs).train(training)
