@@ -66,6 +66,7 @@ class Protocol(Frozen):
 class Augment(Frozen):
     """What is done to training images, in this order, each sample by draws of its own; nothing unless named."""
 
+    resized_crop: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # the least share of the area that is cut out
     crop: PositiveInt | None = None  # pixels of zeros around the image, from which a window of its size is cut
     flip: Literal["horizontal", "vertical", "both"] | None = None  # with a chance of one half
     rotation: Annotated[float, Field(gt=0.0, le=180.0)] | None = None  # degrees, at most, to either side
