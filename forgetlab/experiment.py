@@ -73,6 +73,14 @@ class Augment(Frozen):
     brightness: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # a factor from 1 - this to 1 + this
     contrast: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # likewise
 
+    @field_validator("resized_crop", mode="before")
+    @classmethod
+    def _no_pixels(cls, share: Any) -> Any:
+        if isinstance(share, int | float) and share >= 1:
+            size = "the part is brought back to the images' own size, which their data say ('size: 224')"
+            raise PydanticCustomError("share", f"should be the least share of the area, such as 0.08; {size}")
+        return share
+
     @property
     def named(self) -> dict[str, Any]:
         """What is asked for."""

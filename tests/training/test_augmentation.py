@@ -158,6 +158,13 @@ def test_the_parts_are_those_of_torchvision(height: int, width: int, least: floa
     assert len(differing) <= 2  # a rounding of a half in single precision
 
 
+@pytest.mark.parametrize("value", ["224", "1"])
+def test_a_resized_crop_in_pixels_is_told_where_the_size_stands(value: str, tmp_path: Path) -> None:
+    text = f"name: it\nscenario: split_digits\nmodel: mlp\ntrain: {{augment: {{resized_crop: {value}}}}}\n"
+    ((where, message),) = runs.told(tmp_path, text)
+    assert where.startswith(value) and "such as 0.08" in message and "size: 224" in message
+
+
 def test_a_part_by_hand() -> None:
     """A quarter of the area, as wide as high, in the middle: the first try does not fit, the second is taken."""
     draws = torch.zeros(22, 1)
