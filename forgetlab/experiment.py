@@ -137,11 +137,20 @@ class Protocol(Frozen):
 class Augment(Frozen):
     """What is done to training images, in this order, each sample by draws of its own; nothing unless named."""
 
+    resized_crop: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # the least share of the area that is cut out
     crop: PositiveInt | None = None  # pixels of zeros around the image, from which a window of its size is cut
     flip: Literal["horizontal", "vertical", "both"] | None = None  # with a chance of one half
     rotation: Annotated[float, Field(gt=0.0, le=180.0)] | None = None  # degrees, at most, to either side
     brightness: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # a factor from 1 - this to 1 + this
     contrast: Annotated[float, Field(gt=0.0, le=1.0)] | None = None  # likewise
+
+    @field_validator("resized_crop", mode="before")
+    @classmethod
+    def _no_pixels(cls, share: Any) -> Any:
+        if isinstance(share, int | float) and share >= 1:
+            size = "the part is brought back to the images' own size, which their data say ('size: 224')"
+            raise PydanticCustomError("share", f"should be the least share of the area, such as 0.08; {size}")
+        return share
 
     @property
     def named(self) -> dict[str, Any]:

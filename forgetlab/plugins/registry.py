@@ -34,6 +34,7 @@ ENTRY_POINTS = "forgetlab.plugins"
 PLUGIN_PACKAGES = ("forgetlab.strategies", "forgetlab.scenarios")  # every file in them registers something
 REGISTERING = (  # and these files of the core
     "forgetlab.backbones.cnn",
+    "forgetlab.backbones.resnet",
     "forgetlab.backbones.dinov2",
     "forgetlab.backbones.hugging_face",
     "forgetlab.backbones.minilm",

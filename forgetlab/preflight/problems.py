@@ -22,7 +22,7 @@ from forgetlab.isolation.shared_module import refuse_unshareable
 from forgetlab.plugins import registry
 from forgetlab.plugins.options import OptionError
 from forgetlab.plugins.registry import built
-from forgetlab.preflight import combinations, needs, search
+from forgetlab.preflight import batches_of_one, combinations, needs, search
 from forgetlab.streams import soundness
 from forgetlab.streams.scenario import Scenario, Task, pretraining_tasks
 from forgetlab.training import augmentation, pretraining
@@ -87,6 +87,8 @@ def _backbone(found: list[Problem], experiment: Experiment, references: list[Any
     )
     if pretrain is not None and tasks and backbone is not None:
         found += _pretraining_problems(experiment, backbone, as_input(tasks[0].train.x[:2]))
+    if backbone is not None:
+        found += batches_of_one.batch_of_one_problems(experiment, scenario, backbone, x)
     return backbone, x
 
 

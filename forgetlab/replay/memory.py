@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from forgetlab.avalanche.api import SupervisedPlugin
 from forgetlab.avalanche.tensor_data import TensorLoader, batches
+from forgetlab.backbones.batch_norm import has_batch_norm
 from forgetlab.batch import Batch
 from forgetlab.plugins.options import OptionError
 from forgetlab.replay import latent
@@ -219,7 +220,8 @@ class Memory(SupervisedPlugin, ABC):
         kept, n = self.slots.tensors, len(self.slots)
         columns = (kept["x"][:n], kept["y"][:n], kept["task"][:n])
         order = data_order(self.seed, strategy.clock.train_exp_counter)
-        strategy.dataloader = TensorLoader(columns, strategy.train_mb_size, order)
+        normalised = has_batch_norm(strategy.model)
+        strategy.dataloader = TensorLoader(columns, strategy.train_mb_size, order, no_single=normalised)
 
     def before_forward(self, strategy: Any, **kwargs: Any) -> None:
         fields = strategy.mbatch

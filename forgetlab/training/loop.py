@@ -29,6 +29,7 @@ from forgetlab.avalanche.api import (
     stock_class,
 )
 from forgetlab.avalanche.tensor_data import Columns, Source, TensorLoader, TensorTask
+from forgetlab.backbones.batch_norm import has_batch_norm
 from forgetlab.experiment import Budget, Train
 from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import reseed
@@ -149,7 +150,8 @@ class TensorPath(Template):
         if columns is None:
             super().make_train_dataloader(**{**AS_IS, **kwargs})
         else:
-            self.dataloader = TensorLoader(columns, self.train_mb_size, data_order(self.seed, self.task))
+            order, normalised = data_order(self.seed, self.task), has_batch_norm(self.model)
+            self.dataloader = TensorLoader(columns, self.train_mb_size, order, no_single=normalised)
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         """Slices of tensors where the data set is ours and the strategy has no loader of its own."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.avalanche.tensor_data import TensorLoader, TensorTask, batches, together
+from forgetlab.backbones.batch_norm import has_batch_norm
 from forgetlab.batch import Batch
 from forgetlab.data.datasets import as_input
 from forgetlab.experiment import Budget, ResolvedSpec, Run, Train
@@ -170,7 +171,8 @@ def _by_objective(
     columns = data.columns()
     assert columns is not None  # tensors of ours alone
     optimizer = make_optimizer(train, [*backbone.parameters(), *objective.parameters()])
-    loader = TensorLoader(columns, train.batch_size, data_order(seed, task=0))
+    order, normalised = data_order(seed, task=0), has_batch_norm(backbone)
+    loader = TensorLoader(columns, train.batch_size, order, no_single=normalised)
     reseed("pretrain", seed)  # for a model with dropout
     backbone.train()
     for epoch in range(epochs):
