@@ -195,14 +195,21 @@ class TensorLoader:
     """Batches sliced from tensors, in a new order each epoch where orders are given, else in their own."""
 
     def __init__(
-        self, columns: Columns, batch_size: int, orders: Callable[[int], torch.Generator] | None = None
+        self,
+        columns: Columns,
+        batch_size: int,
+        orders: Callable[[int], torch.Generator] | None = None,
+        *,
+        drop_last: bool = False,
     ) -> None:
+        self.drop_last = drop_last  # a last batch that is not full is left out
         self.columns, self.batch_size, self.orders = columns, batch_size, orders
         self.epoch = 0
         self.rows = torch.empty(0, dtype=torch.int64)  # of the columns: those in the batch at hand
 
     def __len__(self) -> int:
-        return math.ceil(len(self.columns[1]) / self.batch_size)
+        batches = len(self.columns[1]) / self.batch_size
+        return math.floor(batches) if self.drop_last else math.ceil(batches)
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         n, device = len(self.columns[1]), self.columns[1].device
@@ -211,6 +218,8 @@ class TensorLoader:
         else:
             order = torch.randperm(n, generator=self.orders(self.epoch)).to(device)
             self.epoch += 1
+        if self.drop_last:
+            order = order[: len(self) * self.batch_size]
         for rows in order.split(self.batch_size):
             self.rows = rows
             yield list(select(self.columns, rows))
