@@ -51,9 +51,7 @@ class ScenarioFile:
         within = _key(place) if place else ""
         for key in [key for key in given if key not in valid]:
             said = spelt_here(key, within, valid)
-            where = f" in {within}" if within else ""
-            message = f"unknown key {key!r}{where}; {said}" if said else unknown_key(key, valid, within)
-            self.refuse((*place, key), message, of_key=True)
+            self.refuse((*place, key), unknown_key(key, valid, within, said=said), of_key=True)
         return {key: value for key, value in given.items() if key in valid}
 
     def section(self, model: type[M], given: Any, place: KeyPath) -> M:

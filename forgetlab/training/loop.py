@@ -41,6 +41,7 @@ AS_IS = {"pin_memory": False}  # what is on the device already cannot be pinned
 REPLAY = "ReplayPlugin"  # Avalanche's, whose data loader joins old samples to new ones
 OWN_BATCHES = "augmentation reaches what ForgetLab's loop brings, but here samples come another way"
 HEAD = "head"  # the layer of a network that answers
+ADAMS_BETAS = (0.9, 0.999)  # of the two running means, unless the file names its own
 HEADS = (HEAD, "heads")  # of a network with one head, or with one for each task
 Template: Any = object  # at runtime: the template or strategy that follows among the bases
 
@@ -59,8 +60,8 @@ def make_optimizer(train: Train, parameters: Sequence[nn.Parameter], heads: Sequ
     if train.optimizer == "sgd":
         return SGD(groups, train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=True)
     kind = Adam if train.optimizer == "adam" else AdamW
-    betas = {} if train.betas is None else {"betas": train.betas}
-    return kind(groups, train.lr, weight_decay=train.weight_decay, fused=True, **betas)
+    betas = ADAMS_BETAS if train.betas is None else train.betas
+    return kind(groups, train.lr, betas=betas, weight_decay=train.weight_decay, fused=True)
 
 
 class Diverged(RuntimeError):

@@ -22,8 +22,8 @@ from forgetlab.seeding import generator
 from forgetlab.streams.scenario import Scenario, Task
 from forgetlab.training.heads import Head
 from forgetlab.training.loop import Loop
+from forgetlab.training.network import SharedNetwork
 from forgetlab.training.schedules import Rates, clipped_step
-from helpers.networks import network
 from helpers.runs import description, final, results, told
 
 SIZES, BATCH, SEED = (50, 21), 8, 3
@@ -56,7 +56,7 @@ def trained(budget: Budget, **options: Any) -> tuple[Loop, list[list[float]]]:
     torch.manual_seed(0)
     watch = Watch()
     train = Train(batch_size=BATCH, **options)
-    loop = Loop(model=network(MLP((4,), (5,))), train=train, budget=budget, plugins=[watch], seed=SEED)
+    loop = Loop(model=SharedNetwork(MLP((4,), (5,)), seed=0), train=train, budget=budget, plugins=[watch], seed=SEED)
     for experience in to_benchmark(stream()).streams["train"]:
         loop.train(experience, [])
     return loop, watch.rates[1:]
@@ -207,6 +207,7 @@ PENALTY = "regularization: ewc"
         (", schedule: {name: constant}", PENALTY, "constant without a warm-up is no schedule"),
         (", schedule: {name: cosine, end: 1e-4}", "regularization: stable_sgd", "a regime multiplies rates"),
         (", betas: [0.9, 0.999], optimizer: sgd", PENALTY, "betas are for adam and adamw"),
+        (", betas: [0.9, 0.99]", "{regularization: ewc, train: {optimizer: sgd}}", "together with the file's own"),
         (", head_lr: 0.1", "replay: {memory: reservoir, capacity: 20, sampler: mir}", "'head_lr' makes two of it"),
         (", milestones: [49]", PENALTY, "schedule: {name: steps"),
         (", lr_min: 0", PENALTY, "schedule: {name: cosine"),
@@ -230,6 +231,7 @@ def test_a_task_smaller_than_a_batch_has_no_batch_to_keep(tmp_path: Path) -> Non
 
 def test_a_file_with_all_keys_runs_whatever_the_family(tmp_path: Path) -> None:
     keys = ", schedule: {name: cosine, warmup: 0.1}, clip: 1.0, head_lr: 0.02, betas: [0.9, 0.99], drop_last: true"
-    entries = f"{PENALTY}\n  - regularization: si\n  - regularization: stable_sgd\n  - replay: {{memory: reservoir, capacity: 20}}"
+    others = ("regularization: si", "regularization: stable_sgd", "replay: {memory: reservoir, capacity: 20}")
+    entries = "\n  - ".join((PENALTY, *others, "isolation: full"))
     runs = results(tmp_path, FILE.replace("TRAIN", keys).replace("ENTRY", entries))
-    assert all(final(result) > 0.3 for result in runs)
+    assert len(runs) == 5 and all(0.1 < final(result) <= 1 for result in runs), [final(one) for one in runs]
