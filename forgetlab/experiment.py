@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PlainValidator,
     PositiveFloat,
@@ -25,6 +26,7 @@ from pydantic_core import PydanticCustomError
 
 ResolvedSpec = dict[str, Any]  # {"name": a plug-in's name, its options...}, all defaults filled in
 KeyPath = tuple[str | int, ...]  # keys and indices from the top of a scenario file, or from an entry, to a value
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 Problem = tuple[KeyPath, str]  # where something cannot be carried out, and why
 Varied = Literal["class_order", "init", "data_order"]
 Amount = PositiveInt | tuple[PositiveInt, ...]  # for every task, or one for each
@@ -158,6 +160,50 @@ class Augment(Frozen):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+class Schedule(Frozen):
+    """How the learning rate moves within a task, anew in each.
+
+    It moves once an epoch under ``budget: {epochs}``, once an optimizer step under ``{updates}``, and at every step
+    where it has a warm-up.
+    """
+
+    name: Literal["constant", "steps", "cosine"]
+    at: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None  # steps: epochs, or updates
+    factor: PositiveFloat | None = None  # steps: what the rate is multiplied by at each
+    end: NonNegativeFloat | None = None  # cosine: the rate that it ends at
+    warmup: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None  # the share of the task's steps in which it rises
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            return value
+        given = {key: tuple(one) if isinstance(one, list) else one for key, one in value.items() if one is not None}
+        return {**SCHEDULE_DEFAULTS.get(value["name"], {}), **given}
+
+    @model_validator(mode="after")
+    def _of_its_name(self) -> Schedule:
+        for key, name in SCHEDULE_KEYS.items():
+            if getattr(self, key) is not None and self.name != name:
+                raise ValueError(f"{key} is for 'name: {name}'; {self.name} has none to set")
+        if self.name == "steps" and self.at is None:
+            raise ValueError("steps needs 'at', after how many epochs (or updates) the rate falls: at: [49, 63]")
+        if self.at is not None and list(self.at) != sorted(set(self.at)):
+            raise ValueError("'at' must rise from one number to the next")
+        if self.name == "constant" and self.warmup is None:
+            raise ValueError("constant without a warm-up is no schedule: leave it out, or give 'warmup: 0.1'")
+        return self
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """What is asked for."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+SCHEDULE_KEYS = {"at": "steps", "factor": "steps", "end": "cosine"}  # that mean something to one alone
+SCHEDULE_DEFAULTS: dict[str, dict[str, Any]] = {"steps": {"factor": 0.1}, "cosine": {"end": 0.0}}
+
+
 class Train(Frozen):
     """How a task is trained; a strategy may override any of these for itself."""
 
@@ -167,6 +213,17 @@ class Train(Frozen):
     momentum: float = Field(default=0.0, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
     augment: Augment = Augment()
+    schedule: Schedule | None = None  # by default the rate stays
+    clip: PositiveFloat | None = None  # the longest gradient of a step, over all that is trained, after projections
+    head_lr: PositiveFloat | None = None  # a rate of its own for the heads
+    betas: tuple[Beta, Beta] | None = None  # of Adam's two running means; by default torch's .9 and .999
+    drop_last: bool | None = None  # leave out an epoch's last batch where it is not full
+
+    @model_validator(mode="after")
+    def _betas_are_for_adam(self) -> Train:
+        if self.betas is not None and self.optimizer == "sgd":
+            raise ValueError("betas are for adam and adamw; sgd has 'momentum'")
+        return self
 
     @model_validator(mode="after")
     def _momentum_is_for_sgd(self) -> Train:
@@ -176,7 +233,7 @@ class Train(Frozen):
 
     def updates_of_pass(self, size: int) -> int:
         """The optimizer's steps in one pass over so many samples."""
-        return math.ceil(size / self.batch_size)
+        return size // self.batch_size if self.drop_last else math.ceil(size / self.batch_size)
 
 
 class GeneralSet(Frozen):
@@ -229,7 +286,7 @@ class Strategy(Frozen):
     @field_validator("train")
     @classmethod
     def _plain(cls, train: dict[str, Any]) -> dict[str, Any]:
-        return {key: value.named if isinstance(value, Augment) else value for key, value in train.items()}
+        return {key: value.named if isinstance(value, Augment | Schedule) else value for key, value in train.items()}
 
     @property
     def family(self) -> str:
@@ -378,7 +435,8 @@ class Experiment(Frozen):
         return Run(
             scenario=self.scenario,
             model=self.model,
-            pretrain=self.pretrain and {**self.pretrain, "train": self.train.model_dump(mode="json")},
+            pretrain=self.pretrain
+            and {**self.pretrain, "train": self.train.model_dump(mode="json", exclude_none=True)},
             protocol=self.protocol,
             train=Train(**{**self.train.model_dump(), **entry.train}),
             strategy=entry,

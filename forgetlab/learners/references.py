@@ -62,6 +62,9 @@ class Joint(Learner):
         sizes = [len(one.train.y) for one in context.scenario.tasks]
         budget = self.budget(task, context.run.budget, sizes, context.run.train)
         self.loop = context.loop(self.network, first_task=task, budget=budget)
+        if (steps := budget.updates_of(task)) is not None:
+            given = context.run.budget
+            self.loop.schedule_stretch = steps / (given.updates_of(task) or given.epochs_of(task) or steps)
         stream = context.benchmark.streams["train"]
         self.loop.train(together([stream[i].dataset for i in range(task + 1)]), [])
         self.counts.add(self.loop)

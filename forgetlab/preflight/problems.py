@@ -22,7 +22,7 @@ from forgetlab.isolation.shared_module import refuse_unshareable
 from forgetlab.plugins import registry
 from forgetlab.plugins.options import OptionError
 from forgetlab.plugins.registry import built
-from forgetlab.preflight import batches_of_one, combinations, needs, search
+from forgetlab.preflight import batches_of_one, combinations, needs, search, train_keys
 from forgetlab.streams import soundness
 from forgetlab.streams.scenario import Scenario, Task, pretraining_tasks
 from forgetlab.training import augmentation, pretraining
@@ -71,6 +71,7 @@ def _backbone(found: list[Problem], experiment: Experiment, references: list[Any
         return None, torch.empty(0)
     wrong_length = list(_budget_problems(experiment, scenario))
     found += wrong_length or needs.unmet_needs(experiment, scenario)
+    found += [] if wrong_length else train_keys.train_problems(experiment, scenario)
     found += search.search_stream_problems(experiment, scenario)
     for i, check in enumerate(getattr(reference, "check", None) for reference in references):
         if check is not None:
@@ -166,7 +167,19 @@ def _stock_problems(
             kind = next(key for key in stock.KINDS if key in spec)
             message = f"{OWN_BATCHES}; give this entry 'train: {{augment: {{}}}}', or use a memory under 'replay:'"
             found.append(((*place, "avalanche", kind), message))
+        if loop is not None:
+            found += _stock_steps(loop, train, place, next(key for key in stock.KINDS if key in spec))
     return found
+
+
+def _stock_steps(loop: TensorPath, train: Train, place: KeyPath, kind: str) -> Iterator[Problem]:
+    """What of `train` Avalanche's own steps and loaders pass by."""
+    passed = [("drop_last", loop.brings_batches, "its batches come from a loader of its own")]
+    passed += [(key, loop.steps_itself, "it takes its steps by itself") for key in ("schedule", "clip")]
+    for key, past, why in passed:
+        if past and getattr(train, key):
+            message = f"'{key}' of 'train:' does not reach it: {why}; give this entry 'train: {{{key}: null}}'"
+            yield (*place, "avalanche", kind), message
 
 
 def _stock_loop(spec: ResolvedSpec, settings: dict[str, Any]) -> TensorPath:

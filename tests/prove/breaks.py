@@ -859,6 +859,24 @@ BREAKS: tuple[Break, ...] = (
         "test_a_registered_plugin_keeps_its_promises[regularizer-l2-gradient_is_right]",
     ),
     Break(
+        "training: a step is not clipped",
+        "    clip_grad_norm_(held, norm)\n",
+        "",
+        "test_a_clipped_step_leaves_the_gradient_as_it_was",
+    ),
+    Break(
+        "training: the head's own rate is not taken",
+        '{"params": list(heads), "lr": train.head_lr}',
+        '{"params": list(heads)}',
+        "test_schedule_clip_rate_of_the_head_and_betas_together_equal_bare_pytorch",
+    ),
+    Break(
+        "training: milestones in epochs are counted as steps under a warm-up",
+        "milestones = [max(at * per_unit - warm, 0)",
+        "milestones = [max(at - warm, 0)",
+        "test_with_a_warm_up_milestones_in_epochs_are_counted_in_steps",
+    ),
+    Break(
         "regularization: rates build up from task to task",
         "        strategy.optimizer.param_groups = self._groups  # where an optimizer is kept, rates do not build up\n",
         "",
