@@ -17,13 +17,19 @@ from forgetlab.streams.scenario import Scenario
 UNTOLD = {"head": "fixed", "loss_classes": "all", "reset_optimizer": False}  # what no boundary has to be known for
 WHY = {
     "boundaries": "it has to be told when a task ends, which this stream does not tell",
+    "classes": "it compares how sure each task's own softmax is, and one over a single class always is, whatever the "
+    "sample; where tasks have one class 'prototype', 'mahalanobis' or 'kmeans' can tell them apart",
     "passes": "it goes over a task's data a second time, and in this stream every sample passes by once",
 }
 
 
 def unmet_needs(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]:
     """Where the file asks for more than the stream gives."""
-    missing = {"boundaries": not scenario.boundaries_known, "passes": scenario.one_pass}
+    missing = {
+        "boundaries": not scenario.boundaries_known,
+        "passes": scenario.one_pass,
+        "classes": any(len(task.classes) == 1 for task in scenario.tasks),
+    }
     protocol = experiment.protocol
     if missing["boundaries"] and any(getattr(protocol, key) != value for key, value in UNTOLD.items()):
         written = ", ".join(f"{key}: {str(value).lower()}" for key, value in UNTOLD.items())

@@ -66,7 +66,7 @@ def _columns(rows: Sequence[Summary]) -> dict[str, list[str]]:
         "bytes kept": amounts(("stored_bytes", "memory_bytes"), number_format.short_bytes),
     }
     if any((cell := summary.cells.get("extra_updates")) is not None and cell.mean for summary in rows):
-        table["extra updates"] = [_amount(summary, ("extra_updates",), "{:,.0f}".format) for summary in rows]
+        table["extra updates"] = amounts(("extra_updates",), "{:,.0f}".format)
     if any("tuning_trials" in summary.cells for summary in rows):
         table["trials"] = amounts(("tuning_trials",), "{:.0f}".format)
     for name, header in FURTHER.items():

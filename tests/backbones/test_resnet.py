@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_depth_18_equals_avalanches_slim_resnet(width: int, training: bool) -> N
     from avalanche.models.slim_resnet18 import BasicBlock
     from avalanche.models.slim_resnet18 import ResNet as Theirs
 
-    theirs = scattered(Theirs(BasicBlock, [2, 2, 2, 2], 10, width)).train(training)
+    theirs: Any = scattered(Theirs(BasicBlock, [2, 2, 2, 2], 10, width)).train(training)
     ours = with_weights_of(ResNet((3, 32, 32), 18, width), theirs).train(training)
     x = images()
     expected = theirs(x)
@@ -69,14 +70,15 @@ def test_depth_20_and_32_equal_avalanches_icarl_net_in_all_but_its_two_ways(dept
     torchvision_ops.ensure()
     from avalanche.models.icarl_resnet import IcarlNet
 
-    theirs = scattered(IcarlNet(10, n=(depth - 2) // 6)).eval()
+    theirs: Any = scattered(IcarlNet(10, n=(depth - 2) // 6)).eval()
+    part: Any
     for part in theirs.modules():
         if isinstance(part, nn.ConstantPad3d):
             *sides, front, behind = part.padding
-            part.padding = (*sides, 0, front + behind)
+            part.padding = (*sides, 0, front + behind)  # type: ignore[assignment]
         if hasattr(part, "last"):
-            part.last = False
-    ours = with_weights_of(ResNet((3, 32, 32), depth), theirs).eval()
+            part.last = False  # type: ignore[assignment]
+    ours: Any = with_weights_of(ResNet((3, 32, 32), depth), theirs).eval()  # type: ignore[arg-type]
     torch.testing.assert_close(ours(images()), theirs.feature_extractor(images()), rtol=1e-5, atol=1e-5)
     assert ours.n_features == 64
 

@@ -294,8 +294,8 @@ def test_artifacts_lie_beside_the_database(uri: str, experiment: tuple[str, list
 
 def test_an_adopted_run_bears_the_keys_that_it_had(uri: str, tmp_path: Path) -> None:
     one = folder(Store(tmp_path / "runs"), "adopted", result("naive", 0, NAIVE, 0.9), key="older")
-    one.adopt("old")
-    one.adopt("new")
+    one.adopt("old", one.description())
+    one.adopt("new", one.description())
     for added in (2, 0):
         assert mlflow_store.update_view("adopted", [one], uri, resolved_file="name: x\n").added == added
     (child,) = (run for run in runs(uri, "adopted") if run.data.tags.get("forgetlab.key") == "new")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_an_old_tasks_statistics_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Full, Selective, Gradual])
-def test_statistics_move_in_training_alone_and_the_backbones_never(make: type[Isolation]) -> None:
+def test_statistics_move_in_training_alone_and_the_backbones_never(make: Callable[[], Isolation]) -> None:
     backbone, x = small()
     module = attached(make(), backbone)
     bare, mine = buffers(backbone), buffers(module)
