@@ -181,12 +181,13 @@ def test_statistics_move_with_what_is_trained_on_and_answer_in_evaluation(replay
         mean = 0.9 * mean + 0.1 * x.mean(0)
         variance = 0.9 * variance + 0.1 * x.var(0)
     assert max(len(batch[1]) for batch in recorder.batches) == (18 if replays else 9)
-    norm = model.backbone.norm
+    backbone: Any = model.backbone
+    norm = backbone.norm
     torch.testing.assert_close(norm.running_mean, mean)
     torch.testing.assert_close(norm.running_var, variance)
     x = torch.randn(3, 6, generator=generator("asked"))
     by_hand = (x - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
-    torch.testing.assert_close(model.eval().backbone(x), model.backbone.linear(by_hand).relu())
+    torch.testing.assert_close(model.eval().backbone(x), backbone.linear(by_hand).relu())
 
 
 def test_the_teacher_of_lwf_keeps_the_statistics_of_its_task() -> None:

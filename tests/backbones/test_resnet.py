@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -22,23 +23,24 @@ def images(n: int = 4, side: int = 32, channels: int = 3) -> Tensor:
     return torch.rand(n, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
-def scattered(model: nn.Module) -> nn.Module:
+def scattered(model: Any) -> Any:
     """With weights and statistics that no initialisation gives, so that none of them can be left out unnoticed."""
     draws = torch.Generator().manual_seed(1)
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
-            for tensor in (part.weight.data, part.running_var):
-                tensor.uniform_(0.5, 1.5, generator=draws)  # type: ignore[union-attr]
-            for tensor in (part.bias.data, part.running_mean):
-                tensor.uniform_(-0.3, 0.3, generator=draws)  # type: ignore[union-attr]
+            state = part.state_dict()
+            for name in ("weight", "running_var"):
+                state[name].uniform_(0.5, 1.5, generator=draws)
+            for name in ("bias", "running_mean"):
+                state[name].uniform_(-0.3, 0.3, generator=draws)
     return model
 
 
-def weighed(model: nn.Module) -> Iterator[nn.Module]:
+def weighed(model: Any) -> Iterator[nn.Module]:
     return (part for part in model.modules() if isinstance(part, WEIGHED))
 
 
-def with_weights_of(model: nn.Module, other: nn.Module) -> nn.Module:
+def with_weights_of(model: Any, other: nn.Module) -> Any:
     """The model with the weights of another one, part by part in the order in which both hold them."""
     for own, given in zip(weighed(model), weighed(other), strict=True):
         own.load_state_dict(given.state_dict())
@@ -64,18 +66,20 @@ def test_depth_18_equals_avalanches_slim_resnet(width: int, training: bool) -> N
 
 @pytest.mark.parametrize("depth", [20, 32])
 @torch.no_grad()
-def test_depth_20_and_32_equal_avalanches_icarl_net_in_all_but_its_two_ways(depth: int) -> None:
+def test_depth_20_and_32_equal_avalanches_icarl_net_in_all_but_its_two_ways(depth: Any) -> None:
     """It puts half of the zeros before the channels, and its last block has no ReLU: both are put right here."""
     torchvision_ops.ensure()
     from avalanche.models.icarl_resnet import IcarlNet
 
     theirs = scattered(IcarlNet(10, n=(depth - 2) // 6)).eval()
-    for part in theirs.modules():
+    parts: list[Any] = list(theirs.modules())
+    for part in parts:
         if isinstance(part, nn.ConstantPad3d):
-            *sides, front, behind = part.padding
-            part.padding = (*sides, 0, front + behind)
-        if hasattr(part, "last"):
-            part.last = False
+            left, right, above, below, front, behind = part.padding
+            part.padding = (left, right, above, below, 0, front + behind)
+    for block in parts:
+        if hasattr(block, "last"):
+            block.last = False
     ours = with_weights_of(ResNet((3, 32, 32), depth), theirs).eval()
     torch.testing.assert_close(ours(images()), theirs.feature_extractor(images()), rtol=1e-5, atol=1e-5)
     assert ours.n_features == 64
@@ -90,8 +94,8 @@ def test_depth_20_and_32_equal_avalanches_icarl_net_in_all_but_its_two_ways(dept
         (32, 16, 463_504),  # and 0.46 M, 464,154
     ],
 )
-def test_parameters(depth: int, width: int, parameters: int) -> None:
-    model = ResNet((3, 32, 32), depth, width)  # type: ignore[arg-type]
+def test_parameters(depth: Any, width: int, parameters: int) -> None:
+    model = ResNet((3, 32, 32), depth, width)
     assert sum(p.numel() for p in model.parameters()) == parameters
     own = registry.build("model", "resnet", {"depth": depth}, input_shape=(3, 32, 32))
     assert (sum(p.numel() for p in own.parameters()) == parameters) == (width != 20)  # else the width is the default
@@ -118,11 +122,12 @@ def test_a_module_finds_its_blocks() -> None:
 
 
 def test_one_image_can_be_trained_on_whatever_is_accepted() -> None:
-    for depth, sides in ((18, (8, 9)), (20, (4, 5)), (32, (4, 5))):
+    cases: list[tuple[Any, tuple[int, int]]] = [(18, (8, 9)), (20, (4, 5)), (32, (4, 5))]
+    for depth, sides in cases:
         with pytest.raises(OptionError) as refused:
-            ResNet((1, sides[0], 40), depth, 2)  # type: ignore[arg-type]
+            ResNet((1, sides[0], 40), depth, 2)
         assert refused.value.option == "depth"
-        model = ResNet((1, sides[1], 40), depth, 2)  # type: ignore[arg-type]
+        model = ResNet((1, sides[1], 40), depth, 2)
         assert model.train()(torch.rand(1, 1, sides[1], 40)).isfinite().all()
     with pytest.raises(OptionError, match="images"):
         ResNet((64,), 18)
