@@ -204,18 +204,22 @@ class TensorLoader:
         orders: Callable[[int], torch.Generator] | None = None,
         *,
         no_single: bool = False,
+        drop_last: bool = False,
     ) -> None:
         self.no_single = no_single
+        self.drop_last = drop_last  # a last batch that is not full is left out
         self.columns, self.batch_size, self.orders = columns, batch_size, orders
         self.epoch = 0
         self.rows = torch.empty(0, dtype=torch.int64)  # of the columns: those in the batch at hand
 
     def __len__(self) -> int:
-        return math.ceil(len(self.columns[1]) / self.batch_size) - self._joins_the_last()
+        batches = len(self.columns[1]) / self.batch_size
+        return math.floor(batches) if self.drop_last else math.ceil(batches) - self._joins_the_last()
 
     def _joins_the_last(self) -> bool:
         samples = len(self.columns[1])
-        return self.no_single and samples > self.batch_size > 1 and samples % self.batch_size == 1
+        single = samples > self.batch_size > 1 and samples % self.batch_size == 1
+        return self.no_single and not self.drop_last and single
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         n, device = len(self.columns[1]), self.columns[1].device
@@ -224,6 +228,8 @@ class TensorLoader:
         else:
             order = torch.randperm(n, generator=self.orders(self.epoch)).to(device)
             self.epoch += 1
+        if self.drop_last:
+            order = order[: len(self) * self.batch_size]
         of_batches = list(order.split(self.batch_size))
         if self._joins_the_last():
             single = of_batches.pop()

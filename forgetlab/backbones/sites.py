@@ -7,7 +7,7 @@ fused layer, or stores a weight transposed: ``weight`` is (out_dim, in_dim), and
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ class Site:
     heads: int
     tensors: Mapping[str, Tensor]  # of a linear site weight (out_dim, in_dim) and bias (out_dim,); else all, by path
     span: tuple[int, int] | None = None  # of a fused layer's outputs, those that are this site's
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)  # of a block or the whole, by path
 
     @property
     def weight(self) -> Tensor:
@@ -139,8 +140,11 @@ def _site(backbone: nn.Module, role: str, layer: int, layers: int, path: str, pl
         out_dim, in_dim = tensors["weight"].shape
         return Site(role, layer, layers, path, in_dim, out_dim, 1, tensors, span)
     entering, leaving = _widths(backbone, layer)
-    tensors = {} if role in ("attn.kv", "tokens", "side") else {n: p.detach() for n, p in module.named_parameters()}
-    return Site(role, layer, layers, path, entering, leaving, _heads(backbone), tensors)
+    if role in ("attn.kv", "tokens", "side"):
+        return Site(role, layer, layers, path, entering, leaving, _heads(backbone), {})
+    tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    buffers = {name: tensor for name, tensor in module.state_dict().items() if name not in tensors}
+    return Site(role, layer, layers, path, entering, leaving, _heads(backbone), tensors, buffers=buffers)
 
 
 def linear_tensors(module: nn.Module, place: RolePath) -> tuple[dict[str, Tensor], tuple[int, int] | None]:

@@ -59,9 +59,10 @@ def write(folder: Path, backbone: nn.Module, module: Isolation, base: str | None
     """
     inner, prefix = transformer(backbone)
     above = f"{prefix}." if prefix else ""
-    layers = {
-        path.removeprefix(above): whole_layer(backbone, path, found) for path, found in low_rank_factors(module).items()
-    }
+    found = module.layer_factors()
+    if found is None:
+        found = {path: whole_layer(backbone, path, sites) for path, sites in low_rank_factors(module).items()}
+    layers = {path.removeprefix(above): factors for path, factors in found.items()}
     tensors: dict[str, Tensor] = {}
     for path, (a, b) in layers.items():
         tensors |= {f"{PREFIX}{path}.lora_A.weight": a, f"{PREFIX}{path}.lora_B.weight": b}

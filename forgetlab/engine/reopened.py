@@ -132,7 +132,8 @@ def merged(network: IsolatedNetwork, task: int) -> dict[str, Tensor]:
     changes = module.changes()
     if not changes:
         raise ModulesError(f"task {task} cannot be merged: {_beside(module)}")
-    weights = network.backbone.state_dict() | standing_in(Merged([module], changes), network.backbone)
+    own = {name: t for name, t in standing_in(module, network.backbone).items() if module.owns_layers}  # buffers too
+    weights = network.backbone.state_dict() | own | standing_in(Merged([module], changes), network.backbone)
     parts = {"backbone": weights, "head": network.heads[str(task)].state_dict()}
     return {f"{part}.{name}": tensor.detach() for part, named in parts.items() for name, tensor in named.items()}
 

@@ -20,7 +20,8 @@ from forgetlab.isolation.classifier import (
 from forgetlab.isolation.combined_module import Combination
 from forgetlab.isolation.merger import Changes, Merger, by_place
 from forgetlab.isolation.module import Isolation, Shared, library
-from forgetlab.isolation.quantisation import quantised, quantised_linear
+from forgetlab.isolation.own_layers import own_layers, own_tensors
+from forgetlab.isolation.quantisation import dequantised, quantised, quantised_linear
 from forgetlab.isolation.router import ConfidenceRouter, Router
 from forgetlab.plugins.options import OptionError
 from forgetlab.training.competing_classes import MASK
@@ -46,9 +47,12 @@ __all__ = [
     "best_strength",
     "by_place",
     "count_classes",
+    "dequantised",
     "library",
     "means",
     "one_hot",
+    "own_layers",
+    "own_tensors",
     "quantised",
     "quantised_linear",
     "ridge",

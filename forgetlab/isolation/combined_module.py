@@ -90,6 +90,14 @@ class Combination(Isolation):
             return {}
         return {key: change for changes in found for key, change in changes.items()}
 
+    def changed_weights(self) -> dict[str, Tensor]:
+        """The sum of what the members change."""
+        found: dict[str, Tensor] = {}
+        for member in self.members:
+            for key, change in member.changed_weights().items():
+                found[key] = found[key] + change if key in found else change
+        return found
+
     def _meet(self, members: Iterable[Any]) -> bool:
         paths = [{f"{site.path}.".removeprefix(".") for site in member.sites} for member in members]
         pairs = ((a, b) for one, other in combinations(paths, 2) for a in one for b in other)

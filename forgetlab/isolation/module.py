@@ -47,6 +47,7 @@ class Isolation(nn.Module, ABC):
     siteless: ClassVar[bool] = False  # attaches nowhere
     draws: bool = False  # training draws at random, so it answers otherwise than evaluation
     tokens_stay: ClassVar[bool] = False  # tokens go through all later blocks; else each block's leave with it
+    owns_layers: ClassVar[bool] = False  # it has all that its sites have, buffers too, and they train as layers do
     acts: ClassVar[frozenset[str]] = frozenset()  # what of `attachment.ACTS` a class defines; found by itself
 
     def __init_subclass__(cls) -> None:
@@ -89,7 +90,7 @@ class Isolation(nn.Module, ABC):
         raise NotImplementedError
 
     def weights(self, part: Any, site: Site) -> Mapping[str, Tensor]:
-        """The tensors that stand in for the site's own, by their names in ``site.tensors``."""
+        """The tensors that stand in for the site's own, by their names in ``site.tensors`` and ``site.buffers``."""
         return {}
 
     def delta(self, part: Any, site: Site) -> Tensor | Mapping[str, Tensor] | None:
@@ -97,8 +98,8 @@ class Isolation(nn.Module, ABC):
 
         Or the changes of several of the site's tensors by name; by default what `weights` changes.
         """
-        changed = self.weights(part, site)
-        return {name: tensor - site.tensors[name] for name, tensor in changed.items()} or None
+        own = self.weights(part, site)
+        return {name: own[name] - tensor for name, tensor in site.tensors.items() if name in own} or None
 
     def features(self, backbone: nn.Module, x: Tensor) -> Tensor:
         """The backbone's features under this module. (B, ...) -> (B, d)"""
@@ -137,6 +138,9 @@ class Isolation(nn.Module, ABC):
         if not self.sites and not self.siteless:
             raise OptionError("a module must attach somewhere", "sites")
         self.parts = nn.ModuleDict({site.key: self.make(site) for site in self.sites})
+        if self.owns_layers:
+            layers = [backbone.get_submodule(site.path) for site in self.sites]
+            self.draws = any(map(attachment.answers_otherwise_in_training, layers))
 
     @contextmanager
     def active(self, backbone: nn.Module, x: Tensor | None = None) -> Iterator[None]:
@@ -157,14 +161,27 @@ class Isolation(nn.Module, ABC):
 
         None at all where one of its parts is no such change.
         """
+        whole = all(self.delta(self.parts[site.key], site) is not None for site in self.sites)
+        return self.changed_weights() if whole else {}
+
+    def changed_weights(self) -> dict[str, Tensor]:
+        """By how much the backbone's weights are others while the module acts, by site and name.
+
+        What it computes beside the weights is not in there.
+        """
         found: dict[str, Tensor] = {}
         for site in self.sites:
             delta = self.delta(self.parts[site.key], site)
-            if delta is None:
-                return {}
-            named = {"weight": delta} if isinstance(delta, Tensor) else delta
+            named = {"weight": delta} if isinstance(delta, Tensor) else delta or {}
             found |= {f"{site.key}.{name}": tensor.detach() for name, tensor in named.items()}
         return found
+
+    def layer_factors(self) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """A (r, in) and B (out, r) of whole layers by their paths, where that is how a module holds its change.
+
+        The change of a layer's weight is ``scale`` B A. None where it holds parts for sites, or something else.
+        """
+        return None
 
     @torch.no_grad()
     def moments(self, backbone: nn.Module, data: Iterable[Batch]) -> dict[str, Tensor]:

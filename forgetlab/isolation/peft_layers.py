@@ -9,10 +9,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from forgetlab.backbones.sites import LINEAR, Site
 from forgetlab.plugins.options import OptionError, suggestion
 
+ADAPTER = "default"  # what peft calls the one adapter of a layer
 OURS = {"PREFIX_TUNING": "prefix", "P_TUNING": "p_tuning"}  # of those that learn prompts; else `prompt`
 UNFIT = {
     "ADALORA": "wants calls of its own while it trains",
@@ -77,7 +79,7 @@ def tuner_layers(kinds: tuple[type, type], options: Mapping[str, Any], backbone:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of layers that it has not met
-            kinds[1](shell, kinds[0](**options), "default")
+            kinds[1](shell, kinds[0](**options), ADAPTER)
     except (ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
         raise OptionError(f"peft: {str(error).strip().splitlines()[0]}", "config") from error
     found = {path: module for path, module in shell.named_modules() if _is_layer(module) and ".base_layer" not in path}
@@ -107,3 +109,76 @@ def _once(found: Iterable[nn.Module]) -> None:
                 del layer._modules[name]
                 vars(layer)[name] = child
             seen.add(id(child))
+
+
+def weight_change(layer: nn.Module, base: nn.Module) -> dict[str, Tensor] | None:
+    """By how much a tuner's layer changes the tensors of its base layer, as that stores them, by their names.
+
+    It is what peft's merging does to a copy; where a layer tells its change itself and that is the same, it is taken
+    from there, free of the rounding of a sum. None where peft cannot merge.
+    """
+    whole: Any = copy.deepcopy(layer)
+    whole._modules["base_layer"] = merged = copy.deepcopy(base)
+    before = {name: tensor.clone() for name, tensor in merged.state_dict().items()}
+    told = _told_change(whole)
+    try:
+        with torch.no_grad():
+            whole.merge(adapter_names=[ADAPTER])
+    except (NotImplementedError, AttributeError, ValueError, RuntimeError):
+        return None
+    changes = {name: tensor - before[name] for name, tensor in merged.state_dict().items()}
+    if (
+        told is not None
+        and told.shape == changes["weight"].shape
+        and torch.allclose(told, changes["weight"], atol=1e-6)
+    ):
+        changes["weight"] = told
+    return {name: change for name, change in changes.items() if change.any()} or {"weight": changes["weight"]}
+
+
+def _told_change(layer: Any) -> Tensor | None:
+    try:
+        with torch.no_grad():
+            told = layer.get_delta_weight(ADAPTER)
+    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError):
+        return None
+    return told.detach() if isinstance(told, Tensor) else None
+
+
+def by_site(sites: Iterable[Site], path: str, base: nn.Module, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's changes by the sites that it holds, as our modules name and shape theirs.
+
+    Of a linear role each site has its own slice, upright; else the layer is one of a block's.
+    """
+    found: dict[str, Tensor] = {}
+    here = list(sites)
+    linear = [site for site in here if site.role in LINEAR and site.path == path]
+    for site in linear:
+        for name, change in changes.items():
+            turned = name == "weight" and type(base).__name__ == "Conv1D"
+            found[f"{site.key}.{name}"] = (change.T if turned else change)[site.part]
+    if not linear:
+        block = next(site for site in here if site.role == "block" and path.startswith(f"{site.path}."))
+        inside = path.removeprefix(f"{block.path}.")
+        found |= {f"{block.key}.{inside}.{name}": change for name, change in changes.items()}
+    return found
+
+
+def common_scale(layers: Iterable[nn.Module]) -> float | None:
+    """What LoRA's B A is multiplied with in the first of these layers; None where one of them is no plain LoRA."""
+    scales = [_scale(layer) for layer in layers]
+    return None if None in scales else scales[0]
+
+
+def factors(layer: Any, scale: float) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) of a layer of LoRA whose change is ``scale`` B A."""
+    a, b = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
+    own = layer.scaling[ADAPTER]
+    return a, b if own == scale else b * (own / scale)
+
+
+def _scale(layer: Any) -> float | None:
+    linear = isinstance(getattr(layer, "lora_A", None), nn.ModuleDict) and ADAPTER in layer.lora_A
+    if not linear or getattr(layer, "lora_variant", None) or layer.lora_A[ADAPTER].weight.dim() != 2:
+        return None  # a variant such as DoRA changes weights by more than B A
+    return float(layer.scaling[ADAPTER])

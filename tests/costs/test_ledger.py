@@ -76,7 +76,7 @@ def test_what_only_adds_has_changed_nothing_and_has_no_rank() -> None:
 
 
 def test_the_table_shows_what_was_measured(lora: Result) -> None:
-    summaries = summary.summarise([Finished(lora, {"seconds": 1.0, "latency": 1.25})])
+    summaries = summary.summarise([Finished(lora, {"processor_seconds": 1.0, "latency": 1.25})])
     columns = price_table.price_columns(summaries)
     assert columns["strategy"] == ["lora"]
     assert columns["latency"] == ["1.25"]
@@ -89,7 +89,7 @@ def test_the_table_shows_what_was_measured(lora: Result) -> None:
 @pytest.mark.parametrize("name", price_definitions.PRICES)
 def test_each_price_is_defined(name: str, lora: Result) -> None:
     assert definition_texts.describe_metric(name).startswith(f"{name}: a price")
-    cells = summary.summarise([Finished(lora, {"latency": 1.0})])[0].cells
+    cells = summary.summarise([Finished(lora, {"latency": 1.0, "processor_seconds": 1.0})])[0].cells
     assert cells.get(name) is not None
 
 

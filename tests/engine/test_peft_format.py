@@ -246,3 +246,30 @@ def test_the_command(tmp_path: Path) -> None:
         assert gap(logits, network.answer(1, x)) <= 1e-6
     told = invoke("modules", "tiny/adapter", "--peft", "1", str(out / "x"), "--runs", str(runs))
     assert told.exit_code == 2 and "peft's format of LoRA holds a change B A; Adapter is none" in told.stderr
+
+
+def test_what_peft_itself_made_is_written_as_it_reads_it(tmp_path: Path) -> None:
+    """Its LoRA under our contract, on fused and on single layers; two scales that differ are one in the file."""
+    for name in ("bert", "timm"):
+        backbone = tiny(name)
+        config = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["attn.q", "attn.k", "attn.v"]}
+        module: Isolation = registry.build("isolation", "peft", {"config": config})
+        module.attach(backbone)
+        draw = generator("peft format", 3)
+        for parameter in module.parameters():
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=draw)
+        peft_files.write(tmp_path / name, backbone, module.eval())
+        x = samples(backbone, 3)
+        with torch.no_grad():
+            theirs = loaded(backbone, tmp_path / name)(x)
+        assert gap(theirs, features(backbone, module, x)) < 1e-5
+
+
+def test_what_of_peft_is_no_lora_is_not_written(tmp_path: Path) -> None:
+    backbone = tiny("vit")
+    module: Isolation = registry.build(
+        "isolation", "peft", {"config": {"peft_type": "IA3", "target_modules": ["attn.k"], "feedforward_modules": []}}
+    )
+    module.attach(backbone)
+    with pytest.raises(ModulesError, match="PEFT is none"):
+        peft_files.write(tmp_path / "x", backbone, module)

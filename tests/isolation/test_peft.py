@@ -13,12 +13,16 @@ from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
 from forgetlab.config.load import load
 from forgetlab.config.yaml_reader import FileErrors
+from forgetlab.costs import ledger
 from forgetlab.isolation import module as contract
+from forgetlab.isolation.network import Merged
 from forgetlab.plugins.options import OptionError
 from forgetlab.plugins.registry import Plugin
+from forgetlab.strategies.isolation.modules.combined import Combined
 from forgetlab.strategies.isolation.modules.low_rank.lora import LoRA
+from forgetlab.strategies.isolation.modules.low_rank.qlora import QLoRA
 from forgetlab.strategies.isolation.modules.peft import PEFT
-from helpers.modules import attached
+from helpers.modules import attached, features
 
 ATTENTION = ["attn.q", "attn.k", "attn.v"]
 
@@ -210,3 +214,73 @@ def test_a_scenario_file_holds_its_keys_and_points_at_a_wrong_one(tmp_path: Path
     file.write_text(SCENARIO % "LORA, rank: 4")
     with pytest.raises(FileErrors, match=r"LORA has no key 'rank'"):
         load(file)
+
+
+def prices(module: Any, backbone: nn.Module) -> dict[str, float | None]:
+    return ledger.change(module, ledger.count(backbone))
+
+
+def same_weights(theirs: PEFT, ours: LoRA, name: str) -> None:
+    """Give ours the factors of theirs, slice by slice where a layer is fused."""
+    layers: dict[str, Any] = {path: theirs.parts[key] for key, path in theirs.paths.items()}
+    for site in ours.sites:
+        part: Any = ours.parts[site.key]
+        layer = layers[site.path]
+        part.A.data = layer.lora_A["default"].weight.data.clone()
+        part.B.data = layer.lora_B["default"].weight.data[site.part].clone()
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "gpt2", "timm"])
+def test_their_lora_changes_what_ours_does_and_costs_the_same(name: str) -> None:
+    at: tuple[Any, ...] = ("attn.q", "attn.k", "attn.v")
+    backbone = tiny(name)
+    theirs, ours = (
+        attached(lora(target_modules=[*at]), backbone, spread=0.3),
+        attached(LoRA(rank=3, alpha=6.0, sites=at), backbone),
+    )
+    same_weights(theirs, ours, name)
+    found, wanted = theirs.changes(), ours.changes()
+    assert found.keys() == wanted.keys()
+    for key, change in wanted.items():
+        torch.testing.assert_close(found[key], change, atol=1e-6, rtol=1e-5)
+    paid = prices(theirs, backbone)
+    assert paid == prices(ours, backbone)
+    assert (paid["changed_share"] or 0) > 0 and paid["rank"] == 3
+    merged = features(Merged([theirs], found), backbone)
+    torch.testing.assert_close(merged, features(theirs, backbone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_else_they_have_is_merged_as_they_do_or_not_at_all(name: str) -> None:
+    backbone = tiny("vit")
+    module = attached(PEFT({"target_modules": ATTENTION, **CONFIGS[name]}), backbone, spread=0.1)
+    changes = module.changes()
+    assert changes, "peft can merge it"
+    gap = (features(Merged([module], changes), backbone) - features(module, backbone)).abs().max()
+    assert gap < 1e-4 and (features(module, backbone) - backbone(samples(backbone, 0))).abs().max() > 1e-4
+
+
+def test_a_combination_has_changed_what_its_lora_has() -> None:
+    backbone = tiny("vit")
+    alone = attached(LoRA(rank=2), backbone, spread=0.3)
+    beside = attached(Combined(("prefix", {"name": "lora", "rank": 2})), backbone, spread=0.3)
+    assert beside.changes() == {}, "a prefix is no change of weights"
+    paid, wanted = prices(beside, backbone), prices(alone, backbone)
+    assert (paid["changed_share"], paid["rank"]) == (wanted["changed_share"], 2)
+    twice = attached(Combined(({"name": "lora", "rank": 2}, {"name": "lora", "rank": 1})), backbone, spread=0.3)
+    assert prices(twice, backbone)["rank"] == 3, "two changes of one weight add up"
+
+
+def test_what_quantising_took_is_a_change_too() -> None:
+    backbone = tiny("vit")
+    module = attached(QLoRA(rank=2), backbone)
+    assert module.changed_weights() == {}, "before its first task"
+    module.begin([], [], {}, backbone)
+    paid = prices(module, backbone)
+    linear = sum(site.weight.numel() for site in module.sites) / ledger.count(backbone)
+    assert 0.9 * linear < (paid["changed_share"] or 0) <= linear
+    site = module.sites[0]
+    x = torch.randn(5, site.in_dim)
+    attached_answer = module.after(module.parts[site.key], site, x, x.new_zeros(5, site.out_dim))
+    changed = nn.functional.linear(x, site.weight + module.changed_weights()[f"{site.key}.weight"], site.bias)
+    torch.testing.assert_close(changed, attached_answer, atol=1e-5, rtol=1e-5)

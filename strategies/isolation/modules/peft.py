@@ -29,6 +29,8 @@ class PEFT(Isolation):
         self.options, self.kinds = config, peft_layers.tuner_classes(library("peft"), config)
         self.identity_at_birth = peft_layers.identity_at_birth(config)  # type: ignore[misc]
         self.draws, self.paths = peft_layers.draws(config), dict[str, str]()
+        self.bases: dict[str, nn.Module] = {}  # what each of their layers stands before
+        self.scale: float | None = None  # of LoRA's B A
 
     def make(self, site: Site) -> nn.Module:
         return nn.Identity()
@@ -45,6 +47,8 @@ class PEFT(Isolation):
         found = peft_layers.tuner_layers(self.kinds, options, backbone)
         self.paths = {path.replace(".", "-"): path for path in found}
         self.parts = nn.ModuleDict({key: found[path] for key, path in self.paths.items()})
+        self.bases = {path: backbone.get_submodule(path) for path in found}
+        self.scale = peft_layers.common_scale(found.values())
 
     @contextmanager
     def active(self, backbone: nn.Module, x: Tensor | None = None) -> Any:
@@ -56,4 +60,20 @@ class PEFT(Isolation):
         return min(next((layer for at, layer in of.items() if path.startswith(at)), 0) for path in self.paths.values())
 
     def changes(self) -> dict[str, Tensor]:
-        return {}
+        """What their own merging makes of the weights, by our sites; none where a layer of theirs cannot be merged."""
+        found: dict[str, Tensor] = {}
+        for key, path in self.paths.items():
+            change = peft_layers.weight_change(self.parts[key], self.bases[path])
+            if change is None:
+                return {}
+            found |= peft_layers.by_site(self.sites, path, self.bases[path], change)
+        return found
+
+    def changed_weights(self) -> dict[str, Tensor]:
+        return self.changes()
+
+    def layer_factors(self) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """A and B of their LoRA; None for what else they have."""
+        if self.scale is None:
+            return None
+        return {path: peft_layers.factors(self.parts[key], self.scale) for key, path in self.paths.items()}

@@ -15,7 +15,17 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab.isolation import Batch, Isolation, Layers, LinearRole, Shared, Site, quantised, quantised_linear
+from forgetlab.isolation import (
+    Batch,
+    Isolation,
+    Layers,
+    LinearRole,
+    Shared,
+    Site,
+    dequantised,
+    quantised,
+    quantised_linear,
+)
 from forgetlab.plugins import register
 
 
@@ -58,3 +68,12 @@ class QLoRA(Isolation):
     def after(self, part: Any, site: Site, x: Tensor, y: Tensor) -> Tensor:
         frozen = quantised_linear(x, self._kept(site), (site.out_dim, site.in_dim), site.bias)
         return frozen + self.scale * F.linear(F.linear(x, part.A), part.B)
+
+    def changed_weights(self) -> dict[str, Tensor]:
+        """W - W0 + (alpha / r) B A: what quantising took is a change of the backbone too."""
+        found: dict[str, Tensor] = {}
+        for site in self.sites if self.base else ():
+            part: Any = self.parts[site.key]
+            kept = dequantised(self._kept(site), (site.out_dim, site.in_dim))
+            found[f"{site.key}.weight"] = (kept - site.weight + self.scale * part.B @ part.A).detach()
+        return found

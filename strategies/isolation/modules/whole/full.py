@@ -8,32 +8,35 @@ tasks. Its changes still count from the pretrained weights.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from forgetlab.batch import Batch
-from forgetlab.isolation import Isolation, Shared, Site
+from forgetlab.isolation import Isolation, Shared, Site, own_layers, own_tensors
 from forgetlab.plugins import register
 
 
 @register("isolation", "full")
 class Full(Isolation):
-    """theta_t in the place of theta_0: every parameter of the backbone is the task's own."""
+    """theta_t in the place of theta_0: every parameter and every buffer of the backbone is the task's own."""
+
+    owns_layers: ClassVar[bool] = True
 
     def __init__(self, start: Literal["pretrained", "previous"] = "pretrained") -> None:
         super().__init__(("whole",))
         self.start = start
 
     def make(self, site: Site) -> nn.Module:
-        return nn.ParameterDict({name.replace(".", "/"): t.clone() for name, t in site.tensors.items()})
+        return own_layers(site)
 
     def weights(self, part: Any, site: Site) -> Mapping[str, Tensor]:
-        return {name.replace("/", "."): tensor for name, tensor in part.items()}
+        return own_tensors(part)
 
     @torch.no_grad()
     def begin(self, data: Iterable[Batch], previous: Sequence[Any], shared: Shared, backbone: nn.Module) -> None:
         if self.start == "previous" and previous:
-            for mine, theirs in zip(self.parameters(), previous[-1].parameters(), strict=True):
-                mine.copy_(theirs)  # in place: the optimizer holds them already
+            theirs = previous[-1].state_dict()
+            for name, mine in self.state_dict().items():
+                mine.copy_(theirs[name])  # in place: the optimizer holds them already

@@ -7,18 +7,20 @@ comes after the last block, such as a final layer norm, stays frozen; layer norm
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from forgetlab.isolation import Isolation, Site
+from forgetlab.isolation import Isolation, Site, own_layers, own_tensors
 from forgetlab.plugins import OptionError, register
 
 
 @register("isolation", "selective")
 class Selective(Isolation):
     """theta_t in the place of theta_0 in the last blocks; all that lies below them is computed once for all tasks."""
+
+    owns_layers: ClassVar[bool] = True
 
     def __init__(self, blocks: PositiveInt = 1) -> None:
         super().__init__(("block",), tuple(range(-blocks, 0)))
@@ -31,7 +33,7 @@ class Selective(Isolation):
             raise OptionError(str(error), "blocks" if error.option == "layers" else error.option) from None
 
     def make(self, site: Site) -> nn.Module:
-        return nn.ParameterDict({name.replace(".", "/"): t.clone() for name, t in site.tensors.items()})
+        return own_layers(site)
 
     def weights(self, part: Any, site: Site) -> Mapping[str, Tensor]:
-        return {name.replace("/", "."): tensor for name, tensor in part.items()}
+        return own_tensors(part)
