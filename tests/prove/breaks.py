@@ -1229,6 +1229,36 @@ BREAKS: tuple[Break, ...] = (
         "math.cos(0.0 * epoch / self.epochs)",
         "test_the_head_is_aligned_as_by_the_authors_code",
     ),
+    Break(
+        "backbones: a residual network's zeros stand before its channels",
+        "(0, 0, 0, 0, 0, x.shape[1])",
+        "(0, 0, 0, 0, x.shape[1], 0)",
+        "test_depth_20_and_32_equal_avalanches_icarl_net_in_all_but_its_two_ways",
+    ),
+    Break(
+        "avalanche: a last batch of one stays alone under BatchNorm",
+        "of_batches[-1] = torch.cat([of_batches[-1], single])",
+        "of_batches.append(single)",
+        "test_a_last_batch_of_one_is_joined_to_the_one_before",
+    ),
+    Break(
+        "regularization: one remembered sample moves BatchNorm's statistics",
+        "with kept_statistics_for_one(strategy.model, len(batch.y)):",
+        "with kept_statistics_for_one(strategy.model, 2):",
+        "test_every_family_trains_on_tasks_of_65_samples_in_batches_of_32[gem of one sample a task]",
+    ),
+    Break(
+        "streams: numpy's order is that of its new generator",
+        "np.random.RandomState(self.numpy_seed)",
+        "np.random.default_rng(self.numpy_seed)",
+        "test_numpy_draws_the_order_that_pycil_and_others_have",
+    ),
+    Break(
+        "training: a resized crop is as high as it should be wide",
+        "of_width, of_height =",
+        "of_height, of_width =",
+        "test_the_parts_are_those_of_torchvision",
+    ),
 )
 
 if __name__ == "__main__":
