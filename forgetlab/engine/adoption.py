@@ -22,7 +22,13 @@ import yaml
 
 from forgetlab.engine import one_run, search_space
 from forgetlab.engine.search import Search
-from forgetlab.engine.settings_then import FlatSettings, differences, flat_settings, in_short, with_todays_defaults
+from forgetlab.engine.settings_then import (
+    FlatSettings,
+    flat_settings,
+    in_short,
+    setting_differences,
+    with_todays_defaults,
+)
 from forgetlab.experiment import Choice, Experiment, Run, Strategy
 from forgetlab.results.run_key import (
     ARITHMETIC,
@@ -158,7 +164,7 @@ def _same(found: Sequence[FoundRun], wanted: Wanted) -> Iterator[Same]:
         run = None if kept.description is None else wanted(kept)
         if (
             run is not None
-            and not differences(kept.settings, flat_settings(one_run.plain(run)))
+            and not setting_differences(kept.settings, flat_settings(one_run.plain(run)))
             and _finished(kept.folder)
         ):
             yield kept, run
@@ -180,7 +186,7 @@ def _left(told: str, kept: FoundRun, wanted: Wanted, *, trial: bool = False) -> 
     elif run is None:
         reasons = [OTHER_SEARCH]
     else:
-        reasons = differences(kept.settings, flat_settings(one_run.plain(run)))
+        reasons = setting_differences(kept.settings, flat_settings(one_run.plain(run)))
     return Adoption(told, "refused", tuple(reasons), trial=trial)
 
 

@@ -81,10 +81,10 @@ def flat_settings(description: Mapping[str, Any]) -> FlatSettings:
     return {name: value for name, value in flat(told, "") if name not in NOT_COMPARED}
 
 
-def differences(then: FlatSettings, now: FlatSettings) -> list[str]:
+def setting_differences(then: FlatSettings, now: FlatSettings) -> list[str]:
     """Which settings differ, in words.
 
-    >>> differences({"train.lr": 0.1, "seed": 0}, {"train.lr": 0.2, "seed": 0, "threads": 1})
+    >>> setting_differences({"train.lr": 0.1, "seed": 0}, {"train.lr": 0.2, "seed": 0, "threads": 1})
     ['train.lr: 0.1 then, 0.2 now', 'threads: nothing then, 1 now']
     """
     nothing = "nothing"

@@ -18,9 +18,9 @@ from forgetlab.isolation.classifier import (
     wider,
 )
 from forgetlab.isolation.combined_module import Combination
+from forgetlab.isolation.layer_copies import own_layers, own_tensors
 from forgetlab.isolation.merger import Changes, Merger, by_place
 from forgetlab.isolation.module import Isolation, Shared, library
-from forgetlab.isolation.own_layers import own_layers, own_tensors
 from forgetlab.isolation.quantisation import dequantised, quantised, quantised_linear
 from forgetlab.isolation.router import ConfidenceRouter, Router
 from forgetlab.plugins.options import OptionError

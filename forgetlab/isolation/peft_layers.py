@@ -170,7 +170,7 @@ def common_scale(layers: Iterable[nn.Module]) -> float | None:
     return None if None in scales else scales[0]
 
 
-def factors(layer: Any, scale: float) -> tuple[Tensor, Tensor]:
+def lora_factors(layer: Any, scale: float) -> tuple[Tensor, Tensor]:
     """A (r, in) and B (out, r) of a layer of LoRA whose change is ``scale`` B A."""
     a, b = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
     own = layer.scaling[ADAPTER]

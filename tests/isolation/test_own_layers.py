@@ -12,9 +12,9 @@ import torch
 from forgetlab.backbones.cnn import CNN
 from forgetlab.engine import reopened
 from forgetlab.engine.all_runs import carry_out
+from forgetlab.isolation.layer_copies import own_tensors
 from forgetlab.isolation.module import Isolation
 from forgetlab.isolation.network import IsolatedNetwork
-from forgetlab.isolation.own_layers import own_tensors
 from forgetlab.results.store import Store
 from forgetlab.strategies.isolation.modules.whole.full import Full
 from forgetlab.strategies.isolation.modules.whole.gradual import Gradual

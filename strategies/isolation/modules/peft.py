@@ -76,4 +76,4 @@ class PEFT(Isolation):
         """A and B of their LoRA; None for what else they have."""
         if self.scale is None:
             return None
-        return {path: peft_layers.factors(self.parts[key], self.scale) for key, path in self.paths.items()}
+        return {path: peft_layers.lora_factors(self.parts[key], self.scale) for key, path in self.paths.items()}
