@@ -36,7 +36,7 @@ class _Row:
     values: BySeed
 
 
-def differences(finished: Sequence[Finished], question: Question) -> list[Part]:
+def differences_from_one(finished: Sequence[Finished], question: Question) -> list[Part]:
     """The file's strategies minus one of its entries, paired by seed; one table per way in which the task is known.
 
     The family is every strategy of the file (its references are no strategies) that defines the metric, and is told the

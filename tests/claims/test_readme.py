@@ -191,7 +191,7 @@ def _printed(name: str) -> dict[str, dict[str, Printed]]:
 
 def _interval(cell: str) -> Printed | None:
     """
-    >>> _interval("0.25 ± 0.125"), _interval("0.95 [0.88, 1.00] (n = 2)"), _interval("–")
+    >>> _interval("0.25 ± 0.125"), _interval("0.95 [0.88, 1.00] (n = 2)"), _interval("none")
     ((0.25, 0.125, 0.375), (0.95, 0.88, 1.0), None)
     """
     if symmetric := re.match(r"([\d.]+) ± ([\d.]+)", cell):
