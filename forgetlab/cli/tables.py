@@ -39,7 +39,7 @@ def print_answers(
     done = _stored(store, name, description)
     if not done:
         return
-    parts = comparison.differences(done, question) if question.against else []
+    parts = comparison.differences_from_one(done, question) if question.against else []
     parts += comparison.ranks(done, question.metric) if ranks else []
     if markdown:
         print(tables.in_markdown(parts, name))

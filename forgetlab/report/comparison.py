@@ -36,7 +36,7 @@ class _Row:
     values: BySeed
 
 
-def differences(finished: Sequence[Finished], question: Question) -> list[Part]:
+def differences_from_one(finished: Sequence[Finished], question: Question) -> list[Part]:
     """The file's strategies minus one of its entries, paired by seed; one table per way in which the task is known.
 
     The family is every strategy of the file (its references are no strategies) that defines the metric, and is told the
@@ -60,11 +60,12 @@ def differences(finished: Sequence[Finished], question: Question) -> list[Part]:
     sections = [(identity, [row for row in family if row.identity == identity]) for identity in SECTIONS]
     foot = _foot_of_differences(question, baseline, len(family), [row.label for row in others if row not in family])
     title = METRICS[question.metric].title
-    return [
-        Part(f"{title} minus {baseline.label}. {SECTIONS[identity]}", _columns(some, baseline, found, question), foot)
+    parts = [
+        Part(f"{title} minus {baseline.label}. {SECTIONS[identity]}", _columns(some, baseline, found, question))
         for identity, some in sections
         if some
     ]
+    return [*parts[:-1], parts[-1]._replace(foot=foot)]
 
 
 def _columns(
@@ -80,7 +81,7 @@ def _columns(
         "difference (95 %, alone)": [
             DASH if one is None else of_seeds(_signed(one.alone), one.alone.n, n) for one in pairs
         ],
-        "95 % together": [DASH if one is None else _ends(one.together) for one in pairs],
+        "95 % together": [DASH if one is None else _ends(one.together) or DASH for one in pairs],
         "is": [DASH if one is None else VERDICTS[one.direction] for one in pairs],
     }
     if question.margin is not None:
@@ -110,16 +111,14 @@ def ranks(finished: Sequence[Finished], metric: str) -> list[Part]:
     """Each strategy's mean, its rank among those of its section, and the ranks that it may have.
 
     Raises:
-        LookupError: no such metric, or no strategy defines it.
+        LookupError: no such metric, or nowhere two strategies that define it.
     """
     rows = [row for row in _rows(finished, metric) if row.values]
-    if not rows:
-        raise LookupError(f"no strategy defines '{metric}' here")
-    return [
-        _ranks_of_section(heading, some, metric)
-        for identity, heading in SECTIONS.items()
-        if (some := [row for row in rows if row.identity == identity])
-    ]
+    sections = {heading: [row for row in rows if row.identity == told] for told, heading in SECTIONS.items()}
+    parts = [_ranks_of_section(heading, some, metric) for heading, some in sections.items() if len(some) > 1]
+    if not parts:
+        raise LookupError(f"no two strategies of one table define '{metric}' here, so there are no ranks")
+    return parts
 
 
 def _ranks_of_section(heading: str, rows: Sequence[_Row], metric: str) -> Part:
@@ -134,7 +133,7 @@ def _ranks_of_section(heading: str, rows: Sequence[_Row], metric: str) -> Part:
     pairs = len(rows) * (len(rows) - 1) // 2
     foot = (
         f"n = {n} seeds. Rank 1 is the best mean; the interval holds the ranks that are not ruled out, for all rows at "
-        f"once with 95 % (Mogstad et al. 2024, from paired t-intervals of {pairs} pairs, Bonferroni)."
+        f"once with 95 % (Mogstad et al. 2024; paired t-intervals, Bonferroni; pairs: {pairs})."
     )
     return Part(heading, columns, foot)
 

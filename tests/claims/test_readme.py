@@ -24,7 +24,7 @@ from forgetlab.results.store import Store
 from helpers.commands import invoke
 from helpers.paths import EXPERIMENTS, README
 
-Printed = tuple[float, float]  # a mean and half its interval
+Printed = tuple[float, float, float]  # a mean and the ends of its interval
 TABLES = ("split_digits", "split_digits_task")
 
 
@@ -158,8 +158,8 @@ def left_their_interval(summaries: Sequence[Summary], printed: Mapping[str, Mapp
     return [
         f"{summary.label}: {column}"
         for summary in summaries
-        for column, (mean, half) in printed[summary.label].items()
-        if (cell := summary.cells[column]) is None or abs(cell.mean - mean) > half + 0.0005
+        for column, (_, low, high) in printed[summary.label].items()
+        if (cell := summary.cells[column]) is None or not low - 0.0005 <= cell.mean <= high + 0.0005
     ]
 
 
@@ -176,17 +176,29 @@ def _section(name: str) -> tuple[int, int]:
 
 
 def _printed(name: str) -> dict[str, dict[str, Printed]]:
-    """Strategy -> column -> mean and half interval, as the README prints them."""
+    """Strategy -> column -> mean and interval, as the README prints them."""
     start, end = _section(name)
     found: dict[str, dict[str, Printed]] = {}
     for line in README.read_text(encoding="utf-8")[start:end].splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        numbers = [re.fullmatch(r"([\d.]+) ± ([\d.]+)", cell) for cell in cells[1:4]]
+        numbers = [_interval(cell) for cell in cells[1:4]]
         columns = ("average_accuracy", "forgetting", "learning_accuracy")
         if any(numbers):
             pairs = zip(columns, numbers, strict=True)
-            found[cells[0]] = {column: (float(n[1]), float(n[2])) for column, n in pairs if n}
+            found[cells[0]] = {column: interval for column, interval in pairs if interval}
     return found
+
+
+def _interval(cell: str) -> Printed | None:
+    """
+    >>> _interval("0.25 ± 0.125"), _interval("0.95 [0.88, 1.00] (n = 2)"), _interval("none")
+    ((0.25, 0.125, 0.375), (0.95, 0.88, 1.0), None)
+    """
+    if symmetric := re.match(r"([\d.]+) ± ([\d.]+)", cell):
+        mean, half = map(float, symmetric.groups())
+        return mean, mean - half, mean + half
+    cut = re.match(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", cell)
+    return None if cut is None else (float(cut[1]), float(cut[2]), float(cut[3]))
 
 
 def _write(name: str, summaries: list[Summary]) -> None:

@@ -446,6 +446,18 @@ BREAKS: tuple[Break, ...] = (
         "if -margin < low or high < margin:",
         "test_agreement_is_what_two_one_sided_tests_say",
     ),
+    Break(
+        "metrics: a family is not corrected for its size",
+        "corrected = 1 - (1 - confidence) / max(1, len(family))",
+        "corrected = confidence",
+        "test_what_one_comparison_shows_a_family_of_four_may_not",
+    ),
+    Break(
+        "metrics: an interval leaves the bounds of its metric",
+        "return None if self.half_width is None else min(self.mean + self.half_width, self.bounds[1])",
+        "return None if self.half_width is None else self.mean + self.half_width",
+        "test_an_interval_is_cut_to_its_bounds_and_covers_what_it_covered",
+    ),
     # backbones
     Break(
         "backbones: what stands in front of a padded text is hidden",
