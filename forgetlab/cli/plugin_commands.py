@@ -97,6 +97,7 @@ COMMANDS = (list_, show, new, check_module)
 def plugin_text(plugin: Plugin) -> str:
     """What a plug-in is: its docstring, paper, and parameters with types and defaults."""
     from forgetlab.plugins import registry
+    from forgetlab.results.paper_protocols import as_written, assumed_by
 
     module = inspect.getmodule(plugin.factory)
     title = f"{plugin.kind} {plugin.name}: {registry.KINDS[plugin.kind].meaning}"
@@ -106,4 +107,6 @@ def plugin_text(plugin: Plugin) -> str:
         for p in registry.parameters(plugin)
     ]
     texts.append("\n".join(["Parameters:", *lines]) if lines else "No parameters.")
+    if assumed := assumed_by(plugin):
+        texts.append(f"Its paper assumes 'protocol: {{{as_written(assumed)}}}'.")
     return "\n\n".join(text for text in texts if text)

@@ -25,6 +25,7 @@ from forgetlab.learners.sequential import Sequential
 from forgetlab.metrics.accuracy_matrix import own_metrics, prequential_accuracy, pretrained_forgetting
 from forgetlab.plugins import registry
 from forgetlab.plugins.registry import built
+from forgetlab.results.paper_protocols import departures
 from forgetlab.results.store import Result, Row
 from forgetlab.results.timing import Stopwatch
 from forgetlab.seeding import reseed
@@ -164,6 +165,7 @@ def to_result(
         pretrained_accuracy=list(pretrained),
         prequential_accuracy=learner.prequential,
         tuning={} if description.tuned is None else plain(description.tuned),
+        papers_assume=departures(description),
     )
 
 

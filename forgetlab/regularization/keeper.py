@@ -24,6 +24,7 @@ class Keeper(SupervisedPlugin, ABC):
 
     needs: ClassVar[frozenset[str]] = frozenset({"boundaries"})  # "passes" too where `consolidate` reads its data
     kept: ClassVar[tuple[str, ...]] = ()  # attributes that the next task needs: tensors by name, or plain values
+    paper_protocol: ClassVar[Mapping[str, Any]] = {}  # what its paper assumes, by the keys of ``protocol``
 
     def __init__(self) -> None:
         super().__init__()

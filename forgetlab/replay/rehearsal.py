@@ -19,6 +19,7 @@ class Rehearsal(ABC):
     always: ClassVar[bool] = False  # whether it stands also where nothing is drawn; the drawn batch is empty then
     from_scratch: ClassVar[bool] = False  # whether each task is the memory's samples alone, for a model started anew
     reads_kept: ClassVar[bool] = False  # whether it puts samples through a network: they must be as they came
+    paper_protocol: ClassVar[Mapping[str, Any]] = {}  # what its paper assumes, by the keys of ``protocol``
     draws: int = 1  # batches that are drawn for a step, each by itself; the drawn batch holds one after the other
 
     @abstractmethod

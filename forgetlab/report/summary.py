@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from forgetlab.metrics import accuracy_matrix
@@ -39,6 +39,7 @@ class Summary:
     seeds: tuple[int, ...]
     cells: Mapping[str, Interval | None]  # by metric, score, "chance", "seconds" or count; None: undefined
     adopted: int = 0  # of its seeds, how many an earlier version made
+    papers_assume: Mapping[str, Any] = field(default_factory=dict)  # of the protocol, where the file has it otherwise
 
 
 def summarise(finished: Sequence[Finished]) -> list[Summary]:
@@ -107,7 +108,8 @@ def _summary(name: str, runs: Sequence[Finished], results: Sequence[Result]) -> 
     cells = {key: _interval(key, [row.get(key) for row in rows]) for key in names}
     seeds = tuple(run.result.seed for run in runs)
     adopted = sum(run.adopted for run in runs)
-    return Summary(first.strategy, name, first.family, first.task_identity, seeds, cells, adopted)
+    told = (first.strategy, name, first.family, first.task_identity)
+    return Summary(*told, seeds, cells, adopted, first.papers_assume)
 
 
 def _interval(name: str, values: Iterable[float | None]) -> Interval | None:

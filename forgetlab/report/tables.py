@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from forgetlab.report import number_format, price_table
 from forgetlab.report.markdown import lines as markdown_lines
 from forgetlab.report.summary import NEW_MODEL_PER_TASK, Summary
+from forgetlab.results.paper_protocols import as_written
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -107,7 +108,18 @@ def _foot(rows: Sequence[Summary], columns: Mapping[str, Sequence[str]]) -> str:
     if n == 2 or any("(n = 2)" in cell for cells in columns.values() for cell in cells):
         foot = f"{foot} {TWO_SEEDS}"
     adopted = [f"{summary.label} ({summary.adopted} of {len(summary.seeds)})" for summary in rows if summary.adopted]
-    return f"{foot} Adopted, made by an earlier version: {', '.join(adopted)}." if adopted else foot
+    foot = f"{foot} Adopted, made by an earlier version: {', '.join(adopted)}." if adopted else foot
+    elsewhere = _under_another_protocol(rows)
+    return f"{foot} Under another protocol than their papers': {elsewhere}." if elsewhere else foot
+
+
+def _under_another_protocol(rows: Sequence[Summary]) -> str:
+    """The strategies whose papers assume what the file has otherwise, and what that is, those alike together."""
+    alike: dict[str, list[str]] = {}
+    for summary in rows:
+        if summary.papers_assume:
+            alike.setdefault(as_written(summary.papers_assume), []).append(summary.label)
+    return "; ".join(f"{', '.join(labels)} (there {assumed})" for assumed, labels in alike.items())
 
 
 class Part(NamedTuple):

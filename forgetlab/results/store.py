@@ -62,6 +62,7 @@ class Result:
     )  # on the pretraining data: at the start, then after each task
     prequential_accuracy: Row = field(default_factory=list)  # online streams: of each task's samples before learning
     tuning: dict[str, Any] = field(default_factory=dict)  # what a search chose, on what, and what that took
+    papers_assume: dict[str, Any] = field(default_factory=dict)  # of the protocol, where the file has it otherwise
     version: int = RESULT_VERSION
 
     @property

@@ -7,7 +7,7 @@ and Avalanche it has no factor T^2: a strength of 4 is that. Where no task is to
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -21,6 +21,9 @@ from forgetlab.regularization import UNKNOWN, Batch, Regularizer, answers, chang
 @register("regularizer", "lwf")
 class LwF(Regularizer):
     """strength * sum_t KL(softmax(z'_t / T) || softmax(z_t / T)) (equation 2), z' from the last task's final model."""
+
+    # figure 3: the loss on new samples is over the new task's outputs
+    paper_protocol: ClassVar[Mapping[str, Any]] = {"loss_classes": "current"}
 
     def __init__(self, strength: NonNegativeFloat = 1.0, temperature: PositiveFloat = 2.0) -> None:
         super().__init__(strength)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -22,6 +22,8 @@ from forgetlab.toolbox import gaussians
 class SLCA(Regime):
     """The backbone learns slowly, then the head all classes' N(mu, Sigma) by z / (T |z|), |z| a mean over tasks."""
 
+    # the authors' code trains on the new classes' logits alone
+    paper_protocol: ClassVar[Mapping[str, Any]] = {"loss_classes": "current"}
     needs, kept, neutral = frozenset({"boundaries", "passes"}), ("known",), {"slow": 1.0, "epochs": 0}
 
     def __init__(

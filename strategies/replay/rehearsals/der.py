@@ -9,7 +9,8 @@ three passes normalise each batch apart. Defaults: theirs for Split CIFAR-10 wit
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class DarkExperience(Rehearsal):
     """
 
     keeps_logits: ClassVar[bool] = True
+    # z' of all classes from the first task on: Mammoth's one head of fixed width, cross-entropy over it
+    paper_protocol: ClassVar[Mapping[str, Any]] = {"head": "fixed", "loss_classes": "all"}
 
     def __init__(
         self,
