@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
+from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 Shape = Sequence[int]
-FEWEST, MOST, ENOUGH = 5, 50, 0.1  # pairs of calls that are timed, and seconds after which there is no other
+PAIRS, MOST_ROUNDS, ENOUGH = 5, 40, 0.2  # pairs of calls in a round; rounds, or seconds, after which it ends
 
 
 @dataclass(frozen=True)
@@ -47,25 +48,24 @@ def measure(forward: Callable[[], Tensor], parameters: Sequence[Tensor], model: 
 
 
 def latency(call: Callable[[], Any], bare: Callable[[], Any], clock: Callable[[], float] | None = None) -> float:
-    """How many times as long as ``bare`` ``call`` takes: the shortest of many calls of each, made in turn.
+    """How many times as long as ``bare`` ``call`` takes: of rounds of calls made in turn, the median of their ratios.
 
-    What disturbs a call only makes it longer, so the shortest call is the one least disturbed (Chen & Revels 2016,
-    https://arxiv.org/abs/1608.04295); both are called in turn, so that neither has the machine's quieter half alone.
+    A round's ratio is its shortest call of the one over its shortest of the other: what disturbs a call only makes it
+    longer (Chen & Revels 2016, https://arxiv.org/abs/1608.04295). The median over rounds drops those in which the
+    processor was quicker or slower for one of the two, which the shortest calls of all would keep.
     ``clock`` is the processor's, which stands still while other programs run, or one on the wall where a GPU works.
-    At least `FEWEST` pairs are timed, at most `MOST`, and none more once all took `ENOUGH` seconds.
+    At least one round is made, at most `MOST_ROUNDS`, and none more once all took `ENOUGH` seconds.
     """
     clock = clock or _usual_clock()
     for warm_up in (bare, call):
         warm_up()
-    ours, theirs = [], []
-    while len(ours) < FEWEST or (len(ours) < MOST and sum(ours) + sum(theirs) < ENOUGH):
-        if len(ours) % 2:  # so that neither always runs in the other's wake
-            ours.append(_seconds(call, clock))
-            theirs.append(_seconds(bare, clock))
-        else:
-            theirs.append(_seconds(bare, clock))
-            ours.append(_seconds(call, clock))
-    return min(ours) / min(theirs)
+    ratios: list[float] = []
+    spent = 0.0
+    while not ratios or (len(ratios) < MOST_ROUNDS and spent < ENOUGH):
+        ours, theirs = _round(call, bare, clock)
+        ratios.append(min(ours) / min(theirs))
+        spent += sum(ours) + sum(theirs)
+    return median(ratios)
 
 
 class _Saved:
@@ -144,6 +144,21 @@ def _recurrent(x: Shape, from_below: Shape, from_before: Shape, *_: Any, **__: A
 
 def _recurrent_backward(*entered: Any, **__: Any) -> int:
     return 2 * _recurrent(*entered)
+
+
+def _round(
+    call: Callable[[], Any], bare: Callable[[], Any], clock: Callable[[], float]
+) -> tuple[list[float], list[float]]:
+    """The seconds of some calls of each, in turn."""
+    ours, theirs = [], []
+    for pair in range(PAIRS):
+        if pair % 2:  # so that neither always runs in the other's wake
+            ours.append(_seconds(call, clock))
+            theirs.append(_seconds(bare, clock))
+        else:
+            theirs.append(_seconds(bare, clock))
+            ours.append(_seconds(call, clock))
+    return ours, theirs
 
 
 def _usual_clock() -> Callable[[], float]:

@@ -401,19 +401,30 @@ class Clock:
         return call
 
 
-def test_latency_is_the_ratio_of_the_shortest_calls_made_in_turn() -> None:
+def test_a_rounds_ratio_is_that_of_its_shortest_calls_made_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A warm-up each counts nothing; what another program adds to some calls, however much, changes nothing."""
+    monkeypatch.setattr(training_step, "MOST_ROUNDS", 1)
     clock = Clock()
     call, bare = clock.takes("call", 60.0, 0.75, 3.0, 90.0, 4.0), clock.takes("bare", 50.0, 2.0, 0.5, 80.0, 2.0, 7.0)
     assert latency(call, bare, clock) == 0.75 / 0.5
     assert clock.called == ["bare", "call", *["bare", "call", "call", "bare"] * 2, "bare", "call"]
 
 
-@pytest.mark.parametrize(("seconds", "pairs"), [(1.0, 5), (0.005, 10), (0.0001, 50)])
-def test_measuring_latency_ends_soon(seconds: float, pairs: int) -> None:
-    """Of what takes a second five pairs are timed, of what takes a ten-thousandth fifty."""
+def test_latency_is_the_median_over_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor runs at twice its speed for one round of the bare model alone: 2, 4, 2, not 4."""
+    monkeypatch.setattr(training_step, "MOST_ROUNDS", 3)
+    monkeypatch.setattr(training_step, "ENOUGH", 1000.0)
     clock = Clock()
-    assert latency(clock.takes("call", seconds), clock.takes("bare", seconds), clock) == 1.0
+    bare = clock.takes("bare", 9.0, *[0.5] * 5, *[0.25] * 5, 0.5)
+    assert latency(clock.takes("call", 1.0), bare, clock) == 2.0
+    assert clock.called.count("call") == 16
+
+
+@pytest.mark.parametrize(("seconds", "pairs"), [(1.0, 5), (0.015, 10), (0.0001, 200)])
+def test_measuring_latency_ends_soon(seconds: float, pairs: int) -> None:
+    """Of what takes a second five pairs are timed, of what takes a ten-thousandth two hundred."""
+    clock = Clock()
+    assert latency(clock.takes("call", seconds), clock.takes("bare", seconds), clock) == pytest.approx(1.0)
     assert clock.called.count("call") - 1 == clock.called.count("bare") - 1 == pairs
 
 
