@@ -19,9 +19,9 @@ PRICES: Mapping[str, str] = {  # name -> definition; a mean over tasks where eac
     "flops_backward": "the same for the gradient by what is trained",
     "saved_activation_bytes": "bytes per sample that a training step keeps for its backward pass, each storage once, "
     "without parameters",
-    "latency": "time to answer under the first task's module over that of the bare backbone, batches of 8: in rounds of "
-    "five calls each, in turn, the shortest over the shortest; the median over rounds. In processor time (with a GPU by "
-    "the wall clock, its queue emptied before and after)",
+    "latency": "time to answer under the first task's module over that of the bare backbone, batches of 8: in rounds "
+    "of five calls each, in turn, the shortest over the shortest; the median over rounds. In processor time (with a "
+    "GPU by the wall clock, its queue emptied before and after)",
     "seconds": "processor time of the whole run, of all threads of its process: training, evaluation and what is "
     "written; work on a GPU is not in it, but waiting for that is. timing.json holds it as processor_seconds, "
     "beside wall_seconds. Of a run that an earlier version made only the wall clock is known, so it has none",
