@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from forgetlab.cli.progress import say
-from forgetlab.engine import search_space
+from forgetlab.engine import search_space, settings_then
 from forgetlab.experiment import Experiment, Strategy
 from forgetlab.report.summary import Finished
 
@@ -51,7 +51,7 @@ def print_answers(
 
 def _stored(store: Store, name: str, description: Mapping[str, Any]) -> list[Finished]:
     """The finished runs of an experiment; what else is in its folder had other settings. It says what is missing."""
-    experiment = Experiment.model_validate(description)
+    experiment = settings_then.stored_experiment(description)
     done, wanted = finished_of(store, experiment), len(experiment.entries) * len(experiment.seeds)
     if len(done) < wanted:
         say(f"{name}: {len(done)} of {wanted} runs are finished; 'forgetlab run' of its file goes on")

@@ -30,6 +30,7 @@ from forgetlab.engine.settings_then import (
     with_todays_defaults,
 )
 from forgetlab.experiment import Choice, Experiment, Run, Strategy
+from forgetlab.plugins.registry import built
 from forgetlab.results.run_key import (
     ARITHMETIC,
     OPTIONAL,
@@ -230,8 +231,8 @@ def _key(run: Run) -> str:
 def _obstacles(folder: RunFolder, run: Run) -> list[str]:
     """What else than settings differs from today, as far as a folder tells."""
     result, timing = folder.result(), folder.timing()
-    stream = [] if result is None else _other_stream(result, run)
-    return [*_other_versions(timing), *_renewed_since(timing, run), *stream]
+    of_result = [] if result is None else [*_other_stream(result, run), *_other_work(result, run)]
+    return [*_other_versions(timing), *_renewed_since(timing, run), *of_result]
 
 
 def _other_versions(timing: Mapping[str, Any]) -> list[str]:
@@ -262,6 +263,21 @@ def _other_stream(result: Result, run: Run) -> list[str]:
         "test samples of the tasks": (result.test_sizes, [len(task.test.y) for task in tasks]),
     }
     return [f"{what}: {in_short(old)} then, {in_short(new)} now" for what, (old, new) in told.items() if old != new]
+
+
+def _other_work(result: Result, run: Run) -> list[str]:
+    """A joint model that had other steps than it has today, by what it counted."""
+    reference = run.strategy.reference
+    if reference is None or reference["name"] != "joint" or run.budget.updates is None:
+        return []
+    tasks = one_run.load_scenario(run).tasks
+    joint, sizes = built("reference", reference), [len(task.train.y) for task in tasks]
+    planned = [joint.budget(task, run.budget, sizes, run.train).updates for task in range(len(tasks))]
+    counted = result.counts.get("per_task", {}).get("updates", [])
+    wanted = planned[-1:] if joint.prefixes == "final" else planned
+    return (
+        [] if counted == wanted else [f"updates of the joint model: {in_short(counted)} then, {in_short(wanted)} now"]
+    )
 
 
 def _changed_since(folder: RunFolder, run: Run) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from forgetlab.engine import one_run
-from forgetlab.experiment import ResolvedSpec, Run, Train
+from forgetlab.experiment import Experiment, ResolvedSpec, Run, Train
 from forgetlab.plugins import registry
 from forgetlab.plugins.options import OptionsError
 from forgetlab.results.run_key import plugin_specs
@@ -38,6 +38,18 @@ def with_todays_defaults(description: Mapping[str, Any]) -> dict[str, Any]:
     for kind, spec in plugin_specs(run):
         spec.update(_with_default_options(kind, spec))
     return {**({} if key is None else {"key": key}), **one_run.plain(run)}
+
+
+def stored_experiment(description: Mapping[str, Any]) -> Experiment:
+    """The experiment that a stored description is of, likewise."""
+    experiment = Experiment.model_validate(description)
+    named = [("scenario", experiment.scenario), ("model", experiment.model)]
+    named += [("reference", spec) for spec in experiment.references]
+    for entry in experiment.strategies:  # the run holds the entry itself, so what is filled in stands in both
+        named += plugin_specs(experiment.run(entry, experiment.seeds[0]))
+    for kind, spec in named:
+        spec.update(_with_default_options(kind, spec))
+    return experiment
 
 
 def _with_default_options(kind: str, spec: ResolvedSpec) -> ResolvedSpec:

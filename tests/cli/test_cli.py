@@ -86,6 +86,7 @@ def test_every_run_leaves_its_folder(first: Result, folder: Path) -> None:
                 "setting": "class-incremental",
                 "n_tasks": 5,
                 "held_back": 0,
+                "class_order": "drawn",
             }
             assert (
                 one.timing()["processor_seconds"] > 0

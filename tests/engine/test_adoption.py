@@ -181,7 +181,11 @@ def test_a_store_of_an_earlier_tree_is_taken_over_and_all_of_it_is_found(old: Pa
     assert without_configs(after) == without_configs(before)
     for name, content in before.items():
         if name.endswith("config.yaml"):
-            assert after[name].split(b"\n")[2:] == content.split(b"\n")[1:]
+            told, tells = (yaml.safe_load(one) for one in (content, after[name]))
+            assert {**settings_then.with_todays_defaults(told), "key": tells["key"]} == {
+                key: value for key, value in tells.items() if key != "adopted_from"
+            }
+            assert settings_then.flat_settings(told).items() <= settings_then.flat_settings(tells).items()
     for path, how in zip(files, (["found"] * 2, ["found"] * 3), strict=True):
         assert carried_out(load.load(path), root)[1] == how
     for name, content in contents(OLD / "store").items():
@@ -264,6 +268,23 @@ def test_what_computes_other_numbers_since_is_not_taken_over(
         assert verdicts(outcomes) == ["adopted", verdict]
         if verdict == "refused":
             assert outcomes[1].reasons == ("isolation lora computes other numbers since 2999-01-01",)
+
+
+JOINT = ("references: [naive]", "references: [joint]")
+
+
+@pytest.mark.parametrize(("updates", "verdict"), [([3, 6], "adopted"), ([3, 3], "refused")])
+def test_a_joint_model_of_fewer_steps_is_not_taken_over(tmp_path: Path, updates: list[int], verdict: str) -> None:
+    """Under a budget of updates joint once had as many steps in all as others had in each task."""
+    given = experiment(tmp_path, JOINT)
+    carry_out(given, Store(tmp_path / "runs"))
+    moved(tmp_path / "runs")
+    joint = Store(tmp_path / "runs").folder("first", "joint", 0)
+    change_json("result.json", lambda result: result["counts"]["per_task"].update(updates=updates))(joint.path)
+    outcomes = adoption.adopt(given, Store(tmp_path / "runs"))
+    assert verdicts(outcomes) == [verdict, "adopted"]
+    if verdict == "refused":
+        assert outcomes[0].reasons == ("updates of the joint model: [3, 3] then, [3, 6] now",)
 
 
 @pytest.mark.parametrize("day", ["2026-13-01", "today", "20261201"])

@@ -20,7 +20,7 @@ from forgetlab.plugins import register
 from forgetlab.replay import Batch, Rehearsal, competes
 
 
-@register("rehearsal", "der++")
+@register("rehearsal", "der++", renewed="2026-12-01")
 class DarkExperience(Rehearsal):
     """CE(new) + alpha * mean (z' - z)^2 + beta * CE(drawn) (equation 6), z' stored; DER where beta is 0.
 

@@ -23,7 +23,7 @@ from forgetlab.replay import Batch, Sampler, Slots
 from forgetlab.toolbox.teacher import logits, still
 
 
-@register("sampler", "mir")
+@register("sampler", "mir", renewed="2026-12-01")
 class MaximallyInterfered(Sampler):
     """The candidates of highest l(theta - rate * grad L(new)) - l(theta), l a sample's and L the mean cross-entropy."""
 

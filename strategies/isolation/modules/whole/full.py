@@ -18,7 +18,7 @@ from forgetlab.isolation import Isolation, Shared, Site, own_layers, own_tensors
 from forgetlab.plugins import register
 
 
-@register("isolation", "full")
+@register("isolation", "full", renewed="2026-12-01")
 class Full(Isolation):
     """theta_t in the place of theta_0: every parameter and every buffer of the backbone is the task's own."""
 

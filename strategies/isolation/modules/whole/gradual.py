@@ -20,7 +20,7 @@ from forgetlab.plugins import register
 ROUNDING = 1e-9  # 1/49 of 49 steps is a little less than one
 
 
-@register("isolation", "gradual")
+@register("isolation", "gradual", renewed="2026-12-01")
 class Gradual(Isolation):
     """theta_t for theta_0 in all n blocks: in share k of n + 1 of the steps the head and the top k train."""
 

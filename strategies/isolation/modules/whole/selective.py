@@ -16,7 +16,7 @@ from forgetlab.isolation import Isolation, Site, own_layers, own_tensors
 from forgetlab.plugins import OptionError, register
 
 
-@register("isolation", "selective")
+@register("isolation", "selective", renewed="2026-12-01")
 class Selective(Isolation):
     """theta_t in the place of theta_0 in the last blocks; all that lies below them is computed once for all tasks."""
 
