@@ -20,6 +20,7 @@ from forgetlab.isolation.classifier import (
 from forgetlab.isolation.combined_module import Combination
 from forgetlab.isolation.merger import Changes, Merger, by_place
 from forgetlab.isolation.module import Isolation, Shared, library
+from forgetlab.isolation.owned_places import own_copy, own_statistics, own_weights, with_statistics
 from forgetlab.isolation.quantisation import quantised, quantised_linear
 from forgetlab.isolation.router import ConfidenceRouter, Router
 from forgetlab.plugins.options import OptionError
@@ -49,9 +50,13 @@ __all__ = [
     "library",
     "means",
     "one_hot",
+    "own_copy",
+    "own_statistics",
+    "own_weights",
     "quantised",
     "quantised_linear",
     "ridge",
     "wider",
+    "with_statistics",
     "wrapped",
 ]

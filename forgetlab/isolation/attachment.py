@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from forgetlab.backbones import attention
 from forgetlab.backbones.sites import LINEAR, Site, blocks, upright
 
-ACTS = ("before", "after", "keys_values", "tokens", "side", "weights")  # what a module may define
+ACTS = ("before", "after", "keys_values", "tokens", "side", "weights", "statistics")  # what a module may define
 MASK_ARGUMENTS = ("attention_mask", "mask")  # what blocks call the mask over positions
 
 
@@ -26,7 +26,9 @@ MASK_ARGUMENTS = ("attention_mask", "mask")  # what blocks call the mask over po
 def attached(module: Any, backbone: nn.Module, x: Tensor | None) -> Iterator[None]:
     """Inside, the module's sites act; ``x`` is what the backbone is about to read."""
     handles: list[Any] = []
-    with swapped(backbone, standing_in(module, backbone) if "weights" in module.acts else {}):
+    weights = standing_in(module, backbone) if "weights" in module.acts else {}
+    statistics = standing_in_statistics(module, backbone) if "statistics" in module.acts else {}
+    with swapped(backbone, weights), counting(backbone, statistics), _in_training(module, backbone):
         try:
             for site in module.sites:
                 handles += _hooks(module, backbone, site, x)
@@ -59,6 +61,37 @@ def swapped(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None
 
 
 @contextmanager
+def counting(backbone: nn.Module, buffers: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, these tensors are the backbone's buffers of these names: what a layer counts, it counts in them."""
+    kept: list[tuple[nn.Module, str, Tensor | None]] = []
+    try:
+        for name, tensor in buffers.items():
+            path, _, leaf = name.rpartition(".")
+            owner = backbone.get_submodule(path)
+            kept.append((owner, leaf, owner._buffers[leaf]))
+            owner._buffers[leaf] = tensor
+        yield
+    finally:
+        for owner, leaf, buffer in reversed(kept):
+            owner._buffers[leaf] = buffer
+
+
+@contextmanager
+def _in_training(module: Any, backbone: nn.Module) -> Iterator[None]:
+    """Inside, what a module owns with its buffers is in training mode where it learns, as it would be by itself."""
+    sites = module.sites if "statistics" in module.acts else []
+    learning = [backbone.get_submodule(site.path) for site in sites if module.learns_at(site)]
+    modes = [(layer, layer.training) for one in learning for layer in one.modules()]
+    try:
+        for one in learning:
+            one.train()
+        yield
+    finally:
+        for layer, mode in modes:
+            layer.training = mode
+
+
+@contextmanager
 def wrapped(backbone: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[None]:
     """Inside, these modules stand at these paths, each with what stood there before as its ``base_layer``."""
     kept: list[tuple[nn.Module, str, Any, nn.Module]] = []
@@ -79,6 +112,12 @@ def wrapped(backbone: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[No
 def standing_in(module: Any, backbone: nn.Module) -> dict[str, Tensor]:
     """The tensors that a module puts in the place of the backbone's, by the backbone's names."""
     pairs = [(site, module.weights(module.parts[site.key], site)) for site in module.sites]
+    return placed(backbone, pairs)
+
+
+def standing_in_statistics(module: Any, backbone: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a module puts in the place of the backbone's, by the backbone's names."""
+    pairs = [(site, module.statistics(module.parts[site.key], site)) for site in module.sites]
     return placed(backbone, pairs)
 
 

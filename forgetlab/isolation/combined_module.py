@@ -90,6 +90,9 @@ class Combination(Isolation):
             return {}
         return {key: change for changes in found for key, change in changes.items()}
 
+    def all_statistics(self) -> dict[str, Tensor]:
+        return {key: tensor for member in self.members for key, tensor in member.all_statistics().items()}
+
     def _meet(self, members: Iterable[Any]) -> bool:
         paths = [{f"{site.path}.".removeprefix(".") for site in member.sites} for member in members]
         pairs = ((a, b) for one, other in combinations(paths, 2) for a in one for b in other)

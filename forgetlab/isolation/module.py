@@ -92,6 +92,18 @@ class Isolation(nn.Module, ABC):
         """The tensors that stand in for the site's own, by their names in ``site.tensors``."""
         return {}
 
+    def statistics(self, part: Any, site: Site) -> Mapping[str, Tensor]:
+        """The buffers that stand in for the site's own, by their names in ``site.statistics``.
+
+        What owns all weights of a place owns its buffers too: BatchNorm counts in them while the module learns there,
+        and they are stored and restored with it.
+        """
+        return {}
+
+    def learns_at(self, site: Site) -> bool:
+        """Whether a place whose statistics it owns trains now; else it stays in evaluation mode."""
+        return self.training
+
     def delta(self, part: Any, site: Site) -> Tensor | Mapping[str, Tensor] | None:
         """The change of the site's weight that the part amounts to, (out_dim, in_dim), where there is one.
 
@@ -164,6 +176,14 @@ class Isolation(nn.Module, ABC):
                 return {}
             named = {"weight": delta} if isinstance(delta, Tensor) else delta
             found |= {f"{site.key}.{name}": tensor.detach() for name, tensor in named.items()}
+        return found
+
+    def all_statistics(self) -> dict[str, Tensor]:
+        """The buffers that go with its `changes`, by site and name."""
+        found: dict[str, Tensor] = {}
+        for site in self.sites if "statistics" in self.acts else ():
+            own = self.statistics(self.parts[site.key], site)
+            found |= {f"{site.key}.{name}": tensor.detach() for name, tensor in own.items()}
         return found
 
     @torch.no_grad()

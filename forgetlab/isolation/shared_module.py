@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from forgetlab.avalanche.api import SupervisedPlugin
-from forgetlab.isolation.attachment import placed
+from forgetlab.isolation.attachment import placed, standing_in_statistics
 from forgetlab.isolation.module import Isolation
 from forgetlab.plugins.options import OptionError
 from forgetlab.training.loop import progress
@@ -71,6 +71,9 @@ class Adapted(nn.Module):
             parameter = merged.get_parameter(name)
             parameter.data = tensor.detach().clone()
             parameter.requires_grad_()
+        for member in _members(self.module):
+            for name, buffer in standing_in_statistics(member, self.backbone).items():
+                merged.get_buffer(name).copy_(buffer)
         return merged
 
 

@@ -193,6 +193,7 @@ def _fits(spec: ResolvedSpec, entry: Strategy, backbone: nn.Module, x: Tensor) -
     if entry.shared:
         refuse_unshareable(module)
     module.attach(backbone)
+    module.eval()  # its batch may hold one sample
     module.query = backbone(x) if module.asks else None
     module.begin(
         [Batch(x, torch.zeros(len(x), dtype=torch.int64), torch.zeros(len(x), dtype=torch.int64))], [], {}, backbone

@@ -1114,6 +1114,18 @@ BREAKS: tuple[Break, ...] = (
         "",
         "test_a_class_that_comes_again_is_learned_from_new_samples_and_distilled_on_old_ones",
     ),
+    Break(
+        "isolation: a backbone that is a task's own stays in evaluation mode",
+        "        for one in learning:\n            one.train()\n",
+        "",
+        "test_full_is_separate_on_a_cnn_to_the_bit",
+    ),
+    Break(
+        "isolation: a block that is still frozen counts",
+        "self.training and site.layer >= len(self.sites) - self.thawed",
+        "self.training",
+        "test_a_block_counts_from_when_it_is_thawed_on",
+    ),
     # strategies: regularization
     Break(
         "regularization: SI bounds each task's share, not the sum (case 47)",

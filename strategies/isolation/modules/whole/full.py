@@ -1,5 +1,6 @@
 """Full fine-tuning, of a copy of the whole backbone for each task: nothing is forgotten, and a model per task stored.
 
+BatchNorm's statistics are the task's too, and it normalises by batch while the task trains, as a model of its own does.
 With ``start: previous`` a task begins from the last one's weights, as merging methods want it that take the models of
 one sequence: MagMax (https://arxiv.org/abs/2407.06322), or WiSE-FT (https://arxiv.org/abs/2109.01903) after several
 tasks. Its changes still count from the pretrained weights.
@@ -14,26 +15,30 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab.batch import Batch
-from forgetlab.isolation import Isolation, Shared, Site
+from forgetlab.isolation import Isolation, Shared, Site, own_copy, own_statistics, own_weights
 from forgetlab.plugins import register
 
 
 @register("isolation", "full")
 class Full(Isolation):
-    """theta_t in the place of theta_0: every parameter of the backbone is the task's own."""
+    """theta_t in the place of theta_0: every parameter and buffer of the backbone is the task's own."""
 
     def __init__(self, start: Literal["pretrained", "previous"] = "pretrained") -> None:
         super().__init__(("whole",))
         self.start = start
 
     def make(self, site: Site) -> nn.Module:
-        return nn.ParameterDict({name.replace(".", "/"): t.clone() for name, t in site.tensors.items()})
+        return own_copy(site)
 
     def weights(self, part: Any, site: Site) -> Mapping[str, Tensor]:
-        return {name.replace("/", "."): tensor for name, tensor in part.items()}
+        return own_weights(part)
+
+    def statistics(self, part: Any, site: Site) -> Mapping[str, Tensor]:
+        return own_statistics(part)
 
     @torch.no_grad()
     def begin(self, data: Iterable[Batch], previous: Sequence[Any], shared: Shared, backbone: nn.Module) -> None:
         if self.start == "previous" and previous:
-            for mine, theirs in zip(self.parameters(), previous[-1].parameters(), strict=True):
-                mine.copy_(theirs)  # in place: the optimizer holds them already
+            theirs = previous[-1].state_dict()
+            for name, mine in self.state_dict().items():
+                mine.copy_(theirs[name])  # in place: the optimizer holds them already

@@ -1,7 +1,8 @@
 """Selective fine-tuning: the last blocks alone, a copy of them for each task.
 
 Yosinski et al. 2014, How Transferable Are Features in Deep Neural Networks?, https://arxiv.org/abs/1411.1792. What
-comes after the last block, such as a final layer norm, stays frozen; layer norms inside the blocks are trained.
+comes after the last block, such as a final layer norm, stays frozen; layer norms inside the blocks are trained, and
+BatchNorm's statistics there are the task's own.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from forgetlab.isolation import Isolation, Site
-from forgetlab.plugins import OptionError, register
+from forgetlab.isolation import Isolation, OptionError, Site, own_copy, own_statistics, own_weights
+from forgetlab.plugins import register
 
 
 @register("isolation", "selective")
@@ -31,7 +32,10 @@ class Selective(Isolation):
             raise OptionError(str(error), "blocks" if error.option == "layers" else error.option) from None
 
     def make(self, site: Site) -> nn.Module:
-        return nn.ParameterDict({name.replace(".", "/"): t.clone() for name, t in site.tensors.items()})
+        return own_copy(site)
 
     def weights(self, part: Any, site: Site) -> Mapping[str, Tensor]:
-        return {name.replace("/", "."): tensor for name, tensor in part.items()}
+        return own_weights(part)
+
+    def statistics(self, part: Any, site: Site) -> Mapping[str, Tensor]:
+        return own_statistics(part)
