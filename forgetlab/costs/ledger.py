@@ -111,9 +111,11 @@ def kept_by_task(network: Network) -> Price:
 def change(module: Isolation, backbone: int) -> Price:
     """Entries of the backbone that differ, their share of it, and the largest rank of a matrix' change.
 
-    Nothing has changed where a module adds something beside the weights, and such a thing has no rank.
+    What a module adds beside the weights has changed nothing and has no rank; all is None where it cannot be told.
     """
-    changes = module.changes()
+    changes = module.changed_weights()
+    if changes is None:
+        return dict.fromkeys(("changed", "changed_share", "rank", "rank_90"))
     matrices = [tensor for tensor in changes.values() if tensor.dim() > 1]
     ranks = {"rank": [numerical_rank(m) for m in matrices], "rank_90": [energy_rank(m) for m in matrices]}
     largest = {name: max((r for r in found if r is not None), default=None) for name, found in ranks.items()}

@@ -21,7 +21,7 @@ from forgetlab.isolation.combined_module import Combination
 from forgetlab.isolation.merger import Changes, Merger, by_place
 from forgetlab.isolation.module import Isolation, Shared, library
 from forgetlab.isolation.owned_places import own_copy, own_statistics, own_weights, with_statistics
-from forgetlab.isolation.quantisation import quantised, quantised_linear
+from forgetlab.isolation.quantisation import dequantised, quantised, quantised_linear
 from forgetlab.isolation.router import ConfidenceRouter, Router
 from forgetlab.plugins.options import OptionError
 from forgetlab.training.competing_classes import MASK
@@ -47,6 +47,7 @@ __all__ = [
     "best_strength",
     "by_place",
     "count_classes",
+    "dequantised",
     "library",
     "means",
     "one_hot",

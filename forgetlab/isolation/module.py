@@ -46,6 +46,7 @@ class Isolation(nn.Module, ABC):
     asks: ClassVar[bool] = False  # `query` is wanted
     siteless: ClassVar[bool] = False  # attaches nowhere
     draws: bool = False  # training draws at random, so it answers otherwise than evaluation
+    delta_learns: ClassVar[bool] = True  # through `delta` gradients reach the parts
     tokens_stay: ClassVar[bool] = False  # tokens go through all later blocks; else each block's leave with it
     acts: ClassVar[frozenset[str]] = frozenset()  # what of `attachment.ACTS` a class defines; found by itself
 
@@ -171,12 +172,35 @@ class Isolation(nn.Module, ABC):
         """
         found: dict[str, Tensor] = {}
         for site in self.sites:
-            delta = self.delta(self.parts[site.key], site)
+            delta = self._delta_by_name(site)
             if delta is None:
                 return {}
-            named = {"weight": delta} if isinstance(delta, Tensor) else delta
-            found |= {f"{site.key}.{name}": tensor.detach() for name, tensor in named.items()}
+            found |= delta
         return found
+
+    def changed_weights(self) -> dict[str, Tensor] | None:
+        """What of the backbone's weights differs while it is active, whatever it adds beside them, by site and name.
+
+        None where that cannot be told.
+        """
+        return {name: tensor for site in self.sites for name, tensor in (self._delta_by_name(site) or {}).items()}
+
+    def _delta_by_name(self, site: Site) -> dict[str, Tensor] | None:
+        delta = self.delta(self.parts[site.key], site)
+        if delta is None:
+            return None
+        named = {"weight": delta} if isinstance(delta, Tensor) else delta
+        return {f"{site.key}.{name}": tensor.detach() for name, tensor in named.items()}
+
+    def in_peft_format(self, inner: nn.Module, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """What peft would save of it, configuration and tensors, where it is made of peft's own layers.
+
+        ``inner`` is the model inside the backbone that peft would be given, ``prefix`` what the paths to it begin with.
+
+        Raises:
+            OptionError: it acts outside of that model.
+        """
+        return None
 
     def all_statistics(self) -> dict[str, Tensor]:
         """The buffers that go with its `changes`, by site and name."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from forgetlab.plugins.options import OptionError, suggestion
 
@@ -107,3 +107,61 @@ def _once(found: Iterable[nn.Module]) -> None:
                 del layer._modules[name]
                 vars(layer)[name] = child
             seen.add(id(child))
+
+
+@torch.no_grad()
+def merged_changes(layer: nn.Module, base: nn.Module) -> dict[str, Tensor] | None:
+    """What a tuner's layer makes of its base layer's tensors, as changes by name; None where it cannot be merged.
+
+    The tuner merges itself into a copy, in double precision: in single precision the difference of two weights would
+    have the weights' rounding in it, and full rank.
+    """
+    held = copy.deepcopy(base).double()
+    whole: Any = _in_double(copy.deepcopy(layer)).eval()
+    whole._modules["base_layer"] = held
+    before = {name: tensor.clone() for name, tensor in held.named_parameters()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            whole.merge(safe_merge=True)
+    except (NotImplementedError, ValueError, RuntimeError, TypeError, AttributeError):
+        return None
+    after = dict(whole.get_base_layer().named_parameters())
+    if after.keys() != before.keys():
+        return None
+    kinds = {name: tensor.dtype for name, tensor in base.named_parameters()}
+    return {name: (after[name] - tensor).to(kinds[name]) for name, tensor in before.items()}
+
+
+def _in_double(layer: nn.Module) -> nn.Module:
+    """The layer in double precision, with what it shares with others: see `_once`."""
+    for value in vars(layer).values():
+        if isinstance(value, nn.Module):
+            value.double()
+    return layer.double()
+
+
+def saved(
+    kinds: tuple[type, type], options: Mapping[str, Any], inner: nn.Module, layers: Mapping[str, nn.Module]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What peft saves of these layers: its configuration, as JSON holds it, and its tensors by its own names.
+
+    ``inner`` is the model that the layers' paths are in; it is not touched.
+    """
+    import peft
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model: Any = peft.PeftModel(copy.deepcopy(inner), kinds[0](**options))  # type: ignore[arg-type]
+        for path, layer in layers.items():
+            model.get_base_model().get_submodule(path).load_state_dict(layer.state_dict(), strict=False)
+        tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    config = model.peft_config["default"]
+    config.inference_mode = True
+    return {name: _plain(value) for name, value in config.to_dict().items()}, dict(tensors)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, set):
+        return sorted(value)
+    return getattr(value, "value", value)  # of an enumeration

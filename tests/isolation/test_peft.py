@@ -13,7 +13,9 @@ from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
 from forgetlab.config.load import load
 from forgetlab.config.yaml_reader import FileErrors
+from forgetlab.costs.rank_of_change import numerical_rank
 from forgetlab.isolation import module as contract
+from forgetlab.isolation.network import Merged
 from forgetlab.plugins.options import OptionError
 from forgetlab.plugins.registry import Plugin
 from forgetlab.strategies.isolation.modules.low_rank.lora import LoRA
@@ -106,6 +108,67 @@ def plugin(options: dict[str, Any]) -> Plugin:
 def test_others_train_are_isolated_and_survive_a_file(name: str, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolation, "FAMILIES", dict.fromkeys(("vit", "gpt2")))
     check(plugin(CONFIGS[name]))
+
+
+MERGEABLE: dict[str, dict[str, Any]] = CONFIGS | {
+    "lora": {"peft_type": "LORA", "r": 3},
+    "ia3": {"peft_type": "IA3", "feedforward_modules": []},
+    "loha": {"peft_type": "LOHA", "r": 2},
+    "lokr": {"peft_type": "LOKR", "r": 2},
+    "boft": {"peft_type": "BOFT", "boft_block_size": 4},
+    "hra": {"peft_type": "HRA", "r": 2},
+    "ln_tuning": {"peft_type": "LN_TUNING", "target_modules": ["norm_attention"]},
+    "beft": {"peft_type": "BEFT"},
+}
+
+
+@pytest.mark.parametrize("name", MERGEABLE)
+@torch.no_grad()
+def test_what_a_tuner_merges_into_the_weights_is_its_change(name: str) -> None:
+    backbone, x = tiny("vit"), samples(tiny("vit"), 0)
+    module = attached(PEFT({"target_modules": ATTENTION, **MERGEABLE[name]}), backbone, spread=0.3).eval()
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    changes, answers = module.changes(), module.features(backbone, x)
+    assert (answers - backbone(x)).abs().max() > 1e-3
+    merged = Merged([module], changes).eval().features(backbone, x)
+    torch.testing.assert_close(merged, answers, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
+    assert torch.equal(module.features(backbone, x), answers)
+
+
+def test_their_loras_change_is_b_a_without_the_weights_rounding() -> None:
+    backbone = tiny("vit")
+    module = attached(lora(r=2), backbone, spread=1e-4)
+    for name, change in module.changes().items():
+        if name.endswith("weight"):
+            layer = module.parts[
+                f"blocks-{name[len('block-')]}-{name.split('.', 1)[1].removesuffix('.weight')}".replace(".", "-")
+            ]
+            b, a = layer.lora_B["default"].weight, layer.lora_A["default"].weight
+            torch.testing.assert_close(change, 3 * (b @ a).detach())
+            assert numerical_rank(change) == 2
+        else:
+            assert not change.any()
+
+
+def test_layers_outside_of_the_blocks_are_changes_of_the_whole() -> None:
+    backbone, x = tiny("vit"), samples(tiny("vit"), 0)
+    module = attached(lora(target_modules=["attn.q", "embed"]), backbone, spread=0.3).eval()
+    assert "whole-0.embed.weight" in module.changes() and module.lowest() == 0
+    with torch.no_grad():
+        merged = Merged([module], module.changes()).eval().features(backbone, x)
+        torch.testing.assert_close(merged, module.features(backbone, x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_merged_has_no_price_of_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("merging is not supported")
+
+    backbone = tiny("vit")
+    module = attached(lora(), backbone)
+    for part in module.parts.values():
+        monkeypatch.setattr(type(part), "merge", refuses)
+    assert module.changed_weights() is None and module.changes() == {}
 
 
 def test_what_layers_share_is_stored_once() -> None:

@@ -1121,6 +1121,18 @@ BREAKS: tuple[Break, ...] = (
         "test_full_is_separate_on_a_cnn_to_the_bit",
     ),
     Break(
+        "isolation: peft's change is taken in single precision",
+        "    held = copy.deepcopy(base).double()\n    whole: Any = _in_double(copy.deepcopy(layer)).eval()\n",
+        "    held = copy.deepcopy(base)\n    whole: Any = copy.deepcopy(layer).eval()\n",
+        "test_their_loras_change_is_b_a_without_the_weights_rounding",
+    ),
+    Break(
+        "isolation: a combination is priced by what merges",
+        "[member.changed_weights() for member in self.members]",
+        "[member.changes() if all(m.changes() for m in self.members) else {} for member in self.members]",
+        "test_a_combination_has_changed_what_its_parts_change",
+    ),
+    Break(
         "isolation: a block that is still frozen counts",
         "self.training and site.layer >= len(self.sites) - self.thawed",
         "self.training",

@@ -1,7 +1,8 @@
 """QLoRA: Dettmers et al. 2023, Efficient Finetuning of Quantized LLMs, https://arxiv.org/abs/2305.14314.
 
 The quantised base is the strategy's: it is kept once for all tasks, and made dense in each pass. Factors and sums have
-full precision, where the authors use bfloat16; dropout and paging are left out.
+full precision, where the authors use bfloat16; dropout and paging are left out. What it changes counts from W0, so the
+base's rounding is a part of it: every weight of its sites differs, and the change has full rank, of which B A has r.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from forgetlab.isolation import Batch, Isolation, Layers, LinearRole, Shared, Site, quantised, quantised_linear
+from forgetlab.isolation import (
+    Batch,
+    Isolation,
+    Layers,
+    LinearRole,
+    Shared,
+    Site,
+    dequantised,
+    quantised,
+    quantised_linear,
+)
 from forgetlab.plugins import register
 
 
@@ -54,6 +65,13 @@ class QLoRA(Isolation):
     def _kept(self, site: Site) -> Mapping[str, Tensor]:
         keys = {name: f"{site.key}.{name}" for name in ("codes", "scales", "sizes", "mean")}
         return {name: self.base[key] for name, key in keys.items() if key in self.base}
+
+    def changed_weights(self) -> dict[str, Tensor]:  # the quantised base differs from W0 too
+        return {f"{site.key}.weight": self._dense(site).detach() - site.weight for site in self.sites}
+
+    def _dense(self, site: Site) -> Tensor:
+        part: Any = self.parts[site.key]
+        return dequantised(self._kept(site), (site.out_dim, site.in_dim)) + self.scale * part.B @ part.A
 
     def after(self, part: Any, site: Site, x: Tensor, y: Tensor) -> Tensor:
         frozen = quantised_linear(x, self._kept(site), (site.out_dim, site.in_dim), site.bias)
