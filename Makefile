@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-times prove bench bench-large data lint readme
+.PHONY: help setup run test test-fast test-times prove bench bench-large data lint readme tables manifest
 
 help:
 	@echo "make setup   install into .venv (Python 3.11 or newer; another one: PYTHON=python3.12)"
@@ -20,7 +20,9 @@ help:
 	@echo "make bench-large   training from a file larger than the memory that is allowed"
 	@echo "make data    the data sets that do not come with the packages"
 	@echo "make lint    format, lint and type checks"
-	@echo "make readme  write the README's tables anew"
+	@echo "make readme  write the README's first tables anew"
+	@echo "make tables  write the tables of README and docs anew, of what is finished in runs/ (another folder: RUNS=...)"
+	@echo "make manifest  write experiments/MANIFEST anew, likewise"
 
 setup: $(INSTALLED)
 
@@ -88,3 +90,11 @@ lint: setup
 
 readme: setup
 	FORGETLAB_WRITE_README=1 $(BIN)/python -m pytest -q tests/claims/test_readme.py -k table
+
+RUNS ?= runs
+
+tables: setup
+	PYTHONPATH=. $(BIN)/python docs/write_tables.py $(RUNS)
+
+manifest: setup
+	$(BIN)/python experiments/manifest.py $(RUNS)

@@ -9,7 +9,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from forgetlab.data import dataset
 from forgetlab.plugins import register
-from forgetlab.streams import Scenario, Setting, split
+from forgetlab.streams import Order, Scenario, Setting, split
 
 
 @register("scenario", "split_fashion_mnist")
@@ -18,6 +18,8 @@ def split_fashion_mnist(
     setting: Setting = "class-incremental",
     n_tasks: PositiveInt = 5,
     held_back: NonNegativeInt = 0,
+    class_order: Order = "drawn",  # or as given, listed, or {numpy_seed: 1993} as others draw it
 ) -> Scenario:
     """Clothes in ``n_tasks`` tasks; the first ``held_back`` classes stay out of the stream, for pretraining."""
-    return split(dataset("fashion_mnist"), setting=setting, n_tasks=n_tasks, seed=seed, held_back=held_back)
+    told = {"setting": setting, "n_tasks": n_tasks, "held_back": held_back, "class_order": class_order}
+    return split(dataset("fashion_mnist"), seed=seed, **told)

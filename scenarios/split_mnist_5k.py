@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from forgetlab.data import dataset
 from forgetlab.plugins import register
-from forgetlab.streams import Scenario, Setting, split
+from forgetlab.streams import Order, Scenario, Setting, split
 
 
 @register("scenario", "split_mnist_5k")
@@ -19,6 +19,8 @@ def split_mnist_5k(
     setting: Setting = "class-incremental",
     n_tasks: PositiveInt = 5,
     held_back: NonNegativeInt = 0,
+    class_order: Order = "drawn",  # or as given, listed, or {numpy_seed: 1993} as others draw it
 ) -> Scenario:
     """Digits in ``n_tasks`` tasks; the first ``held_back`` classes stay out of the stream, for pretraining."""
-    return split(dataset("mnist_5k"), setting=setting, n_tasks=n_tasks, seed=seed, held_back=held_back)
+    told = {"setting": setting, "n_tasks": n_tasks, "held_back": held_back, "class_order": class_order}
+    return split(dataset("mnist_5k"), seed=seed, **told)

@@ -21,7 +21,7 @@ def stream(
     by: By | None = None,  # by default what data and setting suggest
     n_tasks: PositiveInt | None = None,  # by default 5, or one for each domain
     transform: Annotated[Spec | None, Named("transform")] = None,
-    class_order: Order = "drawn",
+    class_order: Order = "drawn",  # or as given, listed, or {numpy_seed: 1993} as PyCIL, FACIL and LAMDA draw it
     task_order: Order = "given",
     classes_per_task: tuple[PositiveInt, ...] | None = None,
     samples_per_task: PositiveInt | tuple[PositiveInt, ...] | None = None,

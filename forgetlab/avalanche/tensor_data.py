@@ -192,17 +192,34 @@ def _own_transforms(flat: Any, group: str) -> bool:
 
 
 class TensorLoader:
-    """Batches sliced from tensors, in a new order each epoch where orders are given, else in their own."""
+    """Batches sliced from tensors, in a new order each epoch where orders are given, else in their own.
+
+    With ``no_single`` a last batch of one sample is joined to the batch before it: `forgetlab.backbones.batch_norm`.
+    """
 
     def __init__(
-        self, columns: Columns, batch_size: int, orders: Callable[[int], torch.Generator] | None = None
+        self,
+        columns: Columns,
+        batch_size: int,
+        orders: Callable[[int], torch.Generator] | None = None,
+        *,
+        no_single: bool = False,
+        drop_last: bool = False,
     ) -> None:
+        self.no_single = no_single
+        self.drop_last = drop_last  # a last batch that is not full is left out
         self.columns, self.batch_size, self.orders = columns, batch_size, orders
         self.epoch = 0
         self.rows = torch.empty(0, dtype=torch.int64)  # of the columns: those in the batch at hand
 
     def __len__(self) -> int:
-        return math.ceil(len(self.columns[1]) / self.batch_size)
+        batches = len(self.columns[1]) / self.batch_size
+        return math.floor(batches) if self.drop_last else math.ceil(batches) - self._joins_the_last()
+
+    def _joins_the_last(self) -> bool:
+        samples = len(self.columns[1])
+        single = samples > self.batch_size > 1 and samples % self.batch_size == 1
+        return self.no_single and not self.drop_last and single
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         n, device = len(self.columns[1]), self.columns[1].device
@@ -211,7 +228,13 @@ class TensorLoader:
         else:
             order = torch.randperm(n, generator=self.orders(self.epoch)).to(device)
             self.epoch += 1
-        for rows in order.split(self.batch_size):
+        if self.drop_last:
+            order = order[: len(self) * self.batch_size]
+        of_batches = list(order.split(self.batch_size))
+        if self._joins_the_last():
+            single = of_batches.pop()
+            of_batches[-1] = torch.cat([of_batches[-1], single])
+        for rows in of_batches:
             self.rows = rows
             yield list(select(self.columns, rows))
 

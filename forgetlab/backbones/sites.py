@@ -35,7 +35,7 @@ class Site:
     heads: int
     tensors: Mapping[str, Tensor]  # of a linear site weight (out_dim, in_dim) and bias (out_dim,); else all, by path
     span: tuple[int, int] | None = None  # of a fused layer's outputs, those that are this site's
-    statistics: Mapping[str, Tensor] = field(default_factory=dict)  # of a block or the whole: its buffers, by path
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)  # of a block or the whole, by path
 
     @property
     def weight(self) -> Tensor:
@@ -140,15 +140,11 @@ def _site(backbone: nn.Module, role: str, layer: int, layers: int, path: str, pl
         out_dim, in_dim = tensors["weight"].shape
         return Site(role, layer, layers, path, in_dim, out_dim, 1, tensors, span)
     entering, leaving = _widths(backbone, layer)
-    tensors = {} if role in ("attn.kv", "tokens", "side") else {n: p.detach() for n, p in module.named_parameters()}
-    statistics = stored_buffers(module) if role in ("block", "whole") else {}
-    return Site(role, layer, layers, path, entering, leaving, _heads(backbone), tensors, statistics=statistics)
-
-
-def stored_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """The buffers that belong to a module's state, such as BatchNorm's running statistics, by path."""
-    parameters = {name for name, _ in module.named_parameters()}
-    return {name: tensor.detach() for name, tensor in module.state_dict().items() if name not in parameters}
+    if role in ("attn.kv", "tokens", "side"):
+        return Site(role, layer, layers, path, entering, leaving, _heads(backbone), {})
+    tensors = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    buffers = {name: tensor for name, tensor in module.state_dict().items() if name not in tensors}
+    return Site(role, layer, layers, path, entering, leaving, _heads(backbone), tensors, buffers=buffers)
 
 
 def linear_tensors(module: nn.Module, place: RolePath) -> tuple[dict[str, Tensor], tuple[int, int] | None]:

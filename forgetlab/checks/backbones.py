@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab import torchvision_ops
-from forgetlab.backbones.cnn import CNN
 from forgetlab.backbones.encoders import ImageEncoder, TextEncoder
 from forgetlab.backbones.mlp import MLP
 from forgetlab.backbones.vit import ViT
@@ -24,13 +23,9 @@ def tiny(name: str) -> nn.Module:
     """A backbone of a family, in eval mode, with the same weights each time."""
     torchvision_ops.ensure()
     with drawn_from("tiny", name):
-        backbone = {**FAMILIES, **COUNTING}[name]()
+        backbone = FAMILIES[name]()
         for parameter in backbone.parameters():  # not what starts at 0 or 1: a mistake in it would not show
             nn.init.normal_(parameter, std=0.3) if parameter.dim() > 1 else nn.init.uniform_(parameter, 0.5, 1.5)
-        for module in backbone.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                nn.init.uniform_(module.get_buffer("running_mean"), -0.5, 0.5)
-                nn.init.uniform_(module.get_buffer("running_var"), 0.5, 1.5)
     return backbone.eval()
 
 
@@ -104,7 +99,4 @@ FAMILIES: Mapping[str, Callable[[], nn.Module]] = {
     "gpt2": _gpt2,
     "hf_vit": _hf_vit,
     "timm": _timm,
-}
-COUNTING: Mapping[str, Callable[[], nn.Module]] = {  # with BatchNorm: for modules that own statistics
-    "cnn": lambda: CNN(IMAGE, widths=(WIDTH,) * LAYERS),
 }

@@ -31,7 +31,8 @@ def require(holds: object, otherwise: str) -> None:
 
 def make(plugin: Plugin, **options: Any) -> Any:
     """Build a plug-in from its defaults; what has none gets a small value of its type."""
-    required = {p.name: p.type for p in registry.parameters(plugin) if p.required}
+    taken = registry.parameters(plugin)
+    required = {p.name: p.type for p in taken if p.required or p.name == "capacity"}  # or another size in its place
     small = {name: CAPACITY if "int" in kind.lower() else 1.0 for name, kind in required.items()}
     values = {name: REQUIRED.get(name, value) for name, value in small.items()}
     return plugin.factory(**registry.arguments(plugin, {**values, **options}))

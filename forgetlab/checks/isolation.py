@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from forgetlab.avalanche.tensor_data import Source
 from forgetlab.backbones.encoders import TextEncoder
 from forgetlab.batch import Batch
-from forgetlab.checks.backbones import COUNTING, FAMILIES, samples, tiny
+from forgetlab.checks.backbones import FAMILIES, samples, tiny
 from forgetlab.checks.common import make, require
 from forgetlab.isolation.frozen_features import FrozenWork
 from forgetlab.isolation.module import Isolation
@@ -36,8 +36,8 @@ def networks(plugin: Plugin, anew: bool = False) -> Iterator[IsolatedNetwork]:
 
 
 def fitting(plugin: Plugin) -> list[str]:
-    """The families of backbone that have a place for the module; with BatchNorm where it owns statistics."""
-    return [name for name in (*FAMILIES, *COUNTING) if _only.get() in (None, name) and _fits(plugin, name)]
+    """The families of backbone that have a place for the module."""
+    return [name for name in FAMILIES if _only.get() in (None, name) and _fits(plugin, name)]
 
 
 @contextmanager
@@ -114,11 +114,10 @@ def untrained_is_base(plugin: Plugin) -> None:
 
 
 def train_and_evaluation_agree(plugin: Plugin) -> None:
-    """A module answers the same in training and in evaluation mode, unless its training draws or counts."""
+    """A module answers the same in training and in evaluation mode, unless its training draws."""
     for model in networks(plugin):
         (batch,) = start(model, TASKS)
-        module = model.module_of(TASKS)
-        if module.draws or module.all_statistics():  # BatchNorm of its own: by batch in training
+        if model.module_of(TASKS).draws:
             continue
         model.eval()
         evaluated = model.answer(TASKS, batch.x)
@@ -278,11 +277,10 @@ def _fits(plugin: Plugin, name: str) -> bool:
     try:
         with drawn_from("checks"):
             backbone = tiny(name)
-            module = _new(plugin, backbone)
-            module.attach(backbone)
+            _new(plugin, backbone).attach(backbone)
     except (OptionError, OptionsError):
         return False
-    return name not in COUNTING or bool(module.all_statistics())
+    return True
 
 
 CHECKS = (

@@ -125,13 +125,33 @@ def preview(file: Path, out: Path | None) -> None:
 
 @main.command()
 @click.argument("names", nargs=-1)
+@click.option("--against", metavar="STRATEGY", help="Paired differences of all strategies from this one, corrected.")
+@click.option("--ranks", is_flag=True, help="Ranks of the means, with their intervals.")
+@click.option("--metric", help="Of '--against' and '--ranks'.  [default: average_accuracy]")
+@click.option("--margin", type=float, help="Of '--against': an equivalence test with this margin, named beforehand.")
 @MARKDOWN
 @RUNS
-def compare(names: Sequence[str], markdown: bool, runs: Path) -> None:
+def compare(
+    names: Sequence[str],
+    against: str | None,
+    ranks: bool,
+    metric: str | None,
+    margin: float | None,
+    markdown: bool,
+    runs: Path,
+) -> None:
     """Print the table of experiments NAMES (default: all) again, from their run folders."""
     from forgetlab.cli import tables
     from forgetlab.plugins.options import suggestion
+    from forgetlab.report.comparison import Question
     from forgetlab.results.store import Store
+
+    if metric is not None and against is None and not ranks:
+        fail("'--metric' goes with '--against STRATEGY' or '--ranks'; the whole table holds the usual ones")
+    if margin is not None and against is None:
+        fail("'--margin' goes with '--against STRATEGY': what is to be equal to what?")
+    if margin is not None and not margin > 0:
+        fail(f"'--margin' is above 0, not {margin:g}")
 
     found = Store(runs).experiments()
     if not found:
@@ -140,8 +160,15 @@ def compare(names: Sequence[str], markdown: bool, runs: Path) -> None:
         if name not in found:
             hint = suggestion(name, found) or f"; there are: {', '.join(found)}"
             fail(f"no experiment {name!r} under {runs}{hint}")
+    question = Question(against, metric or "average_accuracy", margin)
     for name in names or found:
-        tables.print_comparison(Store(runs), name, found[name], markdown)
+        if against is None and not ranks:
+            tables.print_comparison(Store(runs), name, found[name], markdown)
+            continue
+        try:
+            tables.print_answers(Store(runs), name, found[name], question, ranks=ranks, markdown=markdown)
+        except LookupError as error:
+            fail(f"{name}: {error.args[0]}")
 
 
 @main.command()

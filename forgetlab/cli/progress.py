@@ -9,6 +9,7 @@ from typing import Any
 from forgetlab.engine.events import EpochEnded, RunEnded, RunFailed, RunFound, TaskEnded, TaskStarted, TrialEnded
 from forgetlab.engine.search_space import planned
 from forgetlab.experiment import Experiment, Run
+from forgetlab.results.timing import wall_seconds
 
 
 class Progress:
@@ -82,7 +83,7 @@ def _outcome(event: RunEnded | RunFound) -> str:
     result = event.folder.result()
     final = result.metrics.get("average_accuracy") if result else None
     accuracy = "none" if final is None else f"{final:.3f}"
-    how = "found" if isinstance(event, RunFound) else f"{event.folder.timing().get('seconds', 0):.1f} s"
+    how = "found" if isinstance(event, RunFound) else f"{wall_seconds(event.folder.timing()):.1f} s"
     return f"{accuracy}, {how}"
 
 

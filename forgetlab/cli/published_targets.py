@@ -16,6 +16,9 @@ from forgetlab.metrics.equivalence import Sample
 from forgetlab.plugins.options import suggestion
 
 JUDGED, OTHER_DATA = "judged", "other data"
+NONE = "-"  # what a row has no choice of
+CLASS_ORDERS = ("given", "drawn", NONE)  # drawn: by each seed anew; none where classes are not shared out among tasks
+OPTIMIZERS = ("kept", "reset", NONE)  # from task to task; none where there is one training
 ROUNDING = 5e-4  # of means and spreads against the values that they are of
 
 
@@ -31,6 +34,8 @@ class Target:
     method: str
     scenario: str
     setting: str
+    class_order: str  # one of `CLASS_ORDERS`: that of the reference
+    optimizer: str  # one of `OPTIMIZERS`: that of the reference
     status: str  # `JUDGED`, or `OTHER_DATA` where the number is of data that cannot be had here
     value: float  # mean accuracy over tasks after the last one, mean over seeds
     spread: float  # standard deviation over seeds
@@ -115,9 +120,8 @@ class _Line:
 
     def target(self) -> Target:
         texts = {name: self.text(name) for name in ("name", "method", "scenario", "setting", "source", "origin")}
-        status = self.text("status")
-        if status not in (JUDGED, OTHER_DATA):
-            self.refuse(f"status is {status!r}{suggestion(status, (JUDGED, OTHER_DATA))}; {JUDGED} or {OTHER_DATA}")
+        status = self.one_of("status", (JUDGED, OTHER_DATA))
+        class_order, optimizer = self.one_of("class_order", CLASS_ORDERS), self.one_of("optimizer", OPTIMIZERS)
         seeds = self.seeds()
         values = tuple(self._number("values", part) for part in self.cells["values"].split(";") if part.strip())
         value, spread = self.number("value"), self.number("spread")
@@ -129,11 +133,26 @@ class _Line:
         if not file.is_file():
             self.refuse(f"file: there is no {file}")
         return Target(
-            **texts, status=status, value=value, spread=spread, seeds=seeds, margin=margin, file=file, values=values
+            **texts,
+            class_order=class_order,
+            optimizer=optimizer,
+            status=status,
+            value=value,
+            spread=spread,
+            seeds=seeds,
+            margin=margin,
+            file=file,
+            values=values,
         )
 
     def text(self, column: str) -> str:
         return self.cells[column] or self.refuse(f"{column} is empty")
+
+    def one_of(self, column: str, words: Sequence[str]) -> str:
+        word = self.text(column)
+        if word not in words:
+            self.refuse(f"{column} is {word!r}{suggestion(word, words)}; {' or '.join(words)}")
+        return word
 
     def number(self, column: str) -> float:
         return self._number(column, self.text(column))

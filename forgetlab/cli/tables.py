@@ -11,23 +11,58 @@ from forgetlab.experiment import Experiment, Strategy
 from forgetlab.report.summary import Finished
 
 if TYPE_CHECKING:
+    from forgetlab.report.comparison import Question
     from forgetlab.results.store import RunFolder, Store
 
 
 def print_comparison(store: Store, name: str, description: Mapping[str, Any], markdown: bool) -> None:
-    """The table of what was run last under a name; what else is in its folder had other settings."""
-    experiment = Experiment.model_validate(description)
-    runs = [(entry, seed) for entry in experiment.entries for seed in experiment.seeds]
-    folders = [(store.folder(name, entry.name, seed), entry, seed) for entry, seed in runs]
-    done = finished([folder for folder, entry, seed in folders if _is_its_own(folder, experiment, entry, seed)])
+    """The table of what was run last under a name."""
+    done = _stored(store, name, description)
     if done and markdown:
         from forgetlab.report import summary, tables
 
         print(tables.markdown(summary.summarise(done), name))
     elif done:
         print_table(done, name)
-    if len(done) < len(runs):
-        say(f"{name}: {len(done)} of {len(runs)} runs are finished; 'forgetlab run' of its file goes on")
+
+
+def print_answers(
+    store: Store, name: str, description: Mapping[str, Any], question: Question, *, ranks: bool, markdown: bool
+) -> None:
+    """Paired differences, ranks, or both, of what was run last under a name.
+
+    Raises:
+        LookupError: the question names a strategy that is not there, or a metric that no strategy defines.
+    """
+    from forgetlab.report import comparison, tables
+
+    done = _stored(store, name, description)
+    if not done:
+        return
+    parts = comparison.differences(done, question) if question.against else []
+    parts += comparison.ranks(done, question.metric) if ranks else []
+    if markdown:
+        print(tables.in_markdown(parts, name))
+        return
+    console = screen()
+    console.print(f"\n[bold]{name}[/bold]")
+    console.print(tables.on_a_screen(parts))
+
+
+def _stored(store: Store, name: str, description: Mapping[str, Any]) -> list[Finished]:
+    """The finished runs of an experiment; what else is in its folder had other settings. It says what is missing."""
+    experiment = Experiment.model_validate(description)
+    done, wanted = finished_of(store, experiment), len(experiment.entries) * len(experiment.seeds)
+    if len(done) < wanted:
+        say(f"{name}: {len(done)} of {wanted} runs are finished; 'forgetlab run' of its file goes on")
+    return done
+
+
+def finished_of(store: Store, experiment: Experiment) -> list[Finished]:
+    """The finished runs of an experiment, as it is set now."""
+    runs = [(entry, seed) for entry in experiment.entries for seed in experiment.seeds]
+    folders = [(store.folder(experiment.name, entry.name, seed), entry, seed) for entry, seed in runs]
+    return finished([folder for folder, entry, seed in folders if _is_its_own(folder, experiment, entry, seed)])
 
 
 def show_in_mlflow(experiment: Experiment, folders: list[RunFolder], text: str) -> None:

@@ -6,16 +6,18 @@ shortened schedule, or stands beside a number of other data, is shown and not ju
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from forgetlab.cli.progress import Progress, say
-from forgetlab.cli.published_targets import OTHER_DATA, Target, TargetsError, chosen_targets, read
+from forgetlab.cli.published_targets import NONE, OTHER_DATA, Target, TargetsError, chosen_targets, read
 from forgetlab.config.load import load
 from forgetlab.config.yaml_reader import FileErrors
+from forgetlab.engine import one_run
 from forgetlab.engine.all_runs import carry_out
-from forgetlab.experiment import Budget, Experiment
+from forgetlab.experiment import Amount, Budget, Experiment
+from forgetlab.learners.references import Joint
 from forgetlab.metrics.equivalence import Difference, Sample, difference, verdict
 from forgetlab.report.markdown import lines
 from forgetlab.results.store import RunFolder, Store
@@ -27,6 +29,20 @@ QUICK = f"the schedule was shortened: {QUICK_SEEDS} seeds, 1/{QUICK_SHARE} of th
 METRIC = "average_accuracy"
 TITLE = "Accuracy after the last task, mean ± standard deviation (seeds)"
 COLOURS = {AGREES: "green", DIFFERS: "red", FAILED: "red", UNDECIDED: "yellow"}
+
+
+@dataclass(frozen=True)
+class RowProtocol:
+    """What of a file's protocol decides its number, in a table's words."""
+
+    class_order: str  # as in `forgetlab.cli.published_targets.CLASS_ORDERS`
+    optimizer: str  # as in `forgetlab.cli.published_targets.OPTIMIZERS`
+    work: str  # how long a task is trained, or all of them together
+
+    @property
+    def training(self) -> str:
+        """The work, and what becomes of the optimizer between tasks."""
+        return self.work if self.optimizer == NONE else f"{self.work}, optimizer {self.optimizer}"
 
 
 @dataclass(frozen=True)
@@ -56,13 +72,16 @@ def verify(
     """
     targets = chosen_targets(read(path), names)
     experiments = {target.file: experiment(target.file, quick) for target in targets}
+    protocols = {file: row_protocol(one) for file, one in experiments.items()}
+    for target in targets:
+        refuse_other_protocol(target, protocols[target.file])
     found: list[Outcome] = []
     for file, one in experiments.items():
         values = accuracies(_carried_out(one, Store(runs), workers))
         found += [outcome(target, values, quick) for target in targets if target.file == file]
     found.sort(key=lambda one: targets.index(one.target))
     if markdown:
-        print(as_markdown(found, quick))
+        print(as_markdown(found, quick, protocols))
     else:
         print_outcomes(found, quick)
     return any(one.red for one in found)
@@ -84,14 +103,58 @@ def experiment(file: Path, quick: bool = False) -> Experiment:
     return shortened(whole) if quick else whole
 
 
+def row_protocol(one: Experiment) -> RowProtocol:
+    """What a row's file says of its one entry."""
+    (run, *_) = one.runs()
+    scenario = run.scenario
+    by_class = scenario.get("transform") is None and scenario.get("by") in (None, "class")
+    drawn = scenario.get("class_order", "drawn") == "drawn" and "class_order" in run.protocol.seeds_vary
+    class_order = ("drawn" if drawn else "given") if by_class else NONE
+    joint = one_run.make_learner(run)
+    if isinstance(joint, Joint):
+        sizes = [len(task.train.y) for task in one_run.load_scenario(run).tasks]
+        budget = joint.budget(len(sizes) - 1, run.budget, sizes, run.train)
+        return RowProtocol(class_order, NONE, f"{_amounts(budget)} in all")
+    optimizer = "reset" if run.protocol.reset_optimizer else "kept"
+    return RowProtocol(class_order, optimizer, f"{_amounts(run.budget)} a task")
+
+
+def _amounts(budget: Budget) -> str:
+    """A budget in words: 1 epoch, 100 updates."""
+    unit = "epochs" if budget.updates is None else "updates"
+    amount = budget.updates or budget.epochs
+    numbers = ", ".join(map(str, amount)) if isinstance(amount, tuple) else str(amount)
+    first = "" if budget.first_task is None else f" ({budget.first_task} in the first)"
+    return f"{numbers} {unit[:-1] if numbers == '1' else unit}{first}"
+
+
+def refuse_other_protocol(target: Target, ours: RowProtocol) -> None:
+    """
+    Raises:
+        TargetsError: a row is judged whose file is of another protocol than its reference.
+    """
+    for what in ("class_order", "optimizer") if target.judged else ():
+        theirs, our = getattr(target, what), getattr(ours, what)
+        if theirs != our:
+            told = f"row {target.name!r} was made with '{what}' {theirs}, and its file has it {our}"
+            raise TargetsError(f"{target.file}: {told}; mend either, or give the row the status {OTHER_DATA!r}")
+
+
 def shortened(whole: Experiment) -> Experiment:
     """Fewer seeds and a part of each task's training, under another name: the runs of the row stay where they are."""
-    budget = whole.protocol.budget
-    parts = {name: max(1, n // QUICK_SHARE) for name, n in budget.model_dump().items() if n is not None}
-    protocol = whole.protocol.model_copy(update={"budget": Budget(**parts)})
+    given = whole.protocol.budget.model_dump(exclude_none=True)
+    budget = Budget.model_validate({name: _a_part(amount) for name, amount in given.items()})
+    protocol = whole.protocol.model_copy(update={"budget": budget})
     return whole.model_copy(
         update={"name": f"{whole.name}-quick", "seeds": whole.seeds[:QUICK_SEEDS], "protocol": protocol}
     )
+
+
+def _a_part(amount: int | tuple[int, ...]) -> Amount:
+    """Of a number, or of each of a list."""
+    if isinstance(amount, tuple):
+        return tuple(max(1, n // QUICK_SHARE) for n in amount)
+    return max(1, amount // QUICK_SHARE)
 
 
 def accuracies(folders: Iterable[RunFolder]) -> list[float | None]:
@@ -148,17 +211,26 @@ def print_outcomes(found: Sequence[Outcome], quick: bool) -> None:
         console.print(line, highlight=False)
 
 
-def as_markdown(found: Sequence[Outcome], quick: bool) -> str:
-    """The same for a text, with each row's method, stream and source."""
+def as_markdown(found: Sequence[Outcome], quick: bool, protocols: Mapping[Path, RowProtocol]) -> str:
+    """The same for a text, with each row's method, stream, protocol and source."""
     targets = [one.target for one in found]
+    ours = [protocols[target.file] for target in targets]
     row, setting, *rest = outcome_columns(found).items()
     words = {
         "method": [target.method for target in targets],
         "stream": [target.scenario for target in targets],
         "source": [target.source for target in targets],
     }
-    table = dict([row, *words.items(), setting, *rest])
-    return "\n".join([f"{TITLE}:", "", *lines(table, words=5), "", *_told(found, quick), ""])
+    protocol = {
+        "class order": [_both(one.class_order, target.class_order) for one, target in zip(ours, targets, strict=True)],
+        "training": [one.training for one in ours],
+    }
+    table = dict([row, *words.items(), setting, *protocol.items(), *rest])
+    return "\n".join([f"{TITLE}:", "", *lines(table, words=7), "", *_told(found, quick), ""])
+
+
+def _both(ours: str, theirs: str) -> str:
+    return ours if ours == theirs else f"{ours}, theirs {theirs}"
 
 
 def _told(found: Sequence[Outcome], quick: bool) -> Iterator[str]:

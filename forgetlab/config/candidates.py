@@ -13,7 +13,7 @@ from forgetlab.experiment import Choice, Frozen, KeyPath
 from forgetlab.plugins.options import OptionsError
 
 SEARCHED = (("train",), ("references",), ("strategies",))  # sections in which an option may have candidates
-FIXED = "augment"  # what has none within them
+FIXED = ("augment", "schedule")  # what has none within them
 NO_SEARCH = (
     "in the place of one number this is a choice for a search, and the file has none: "
     "add 'tuning: {tasks: 2, search: grid}', or write one number"
@@ -67,7 +67,7 @@ def first_of(
 
     ``check`` resolves options, or raises what is wrong with them.
     """
-    if place[:1] not in SEARCHED or place[-1] == FIXED:
+    if place[:1] not in SEARCHED or place[-1] in FIXED:
         return dict(given), set()
     written = candidates(given, fields)
     values = {key: _values(file, some, (*place, key)) for key, some in written.items()}

@@ -18,11 +18,13 @@ from forgetlab.experiment import (
     GeneralSet,
     KeyPath,
     Replay,
+    ReplayWeight,
     ResolvedSpec,
     Strategy,
     Train,
 )
 from forgetlab.plugins import registry
+from forgetlab.replay.memory import SIZES
 
 REFERENCES = ("naive", "joint", "separate", "ridge")  # unless the file names its own
 ROUTER = "prototype"  # unless the task is told
@@ -30,6 +32,13 @@ COMBINED = "combined"  # the isolation plug-in of several modules
 FAMILIES = ("replay", "regularization", "isolation", "classifier", "avalanche")
 ANSWERS = ("router", "merge")  # who answers for isolation's modules
 REPLAY = ("memory", "sampler", "rehearsal", "projection")
+BESIDE_MEMORY = ("depth", "batch_size", "weight")  # what has no meaning without a memory
+WHY_NOT = {  # sizes that a memory may not take
+    "capacity": "how much it keeps is told otherwise",
+    "per_class": "it does not choose class by class",
+    "per_task": "it does not choose task by task",
+    "share": "of what comes no fixed share stays in it",
+}
 AVALANCHE = ("plugin", "strategy")
 MEANINGLESS = {  # beside isolation
     "replay": "the module of one task never sees samples of another, so there is nothing to replay",
@@ -55,6 +64,8 @@ class Beside(Frozen):
     """What stands in a replay beside its plug-ins."""
 
     depth: PositiveInt | None = None
+    batch_size: PositiveInt | None = None
+    weight: ReplayWeight | None = None
     general: GeneralSet | None = None
 
 
@@ -242,13 +253,14 @@ def _replay(file: ScenarioFile, given: Any, place: KeyPath) -> Replay | None:
     if not isinstance(given, dict):
         file.refuse(place, "'replay' must be a mapping, such as {memory: reservoir}")
         return None
-    general, depth = given.get("general"), given.get("depth")
-    plain = dict(file.section(Beside, {"depth": depth} if depth is not None else {}, place))
+    general = given.get("general")
+    beside = {key: given[key] for key in BESIDE_MEMORY if given.get(key) is not None}
+    plain = dict(file.section(Beside, beside, place))
     if general is not None:
         plain["general"] = _general(file, general, (*place, "general"))
     asked = [part for part in REPLAY if given.get(part) is not None or (part == "memory" and general is None)]
     if "memory" not in asked:
-        for part in (*asked, *(["depth"] if depth is not None else [])):
+        for part in (*asked, *beside):
             file.refuse((*place, part), f"{part!r} has no meaning without a memory", of_key=True)
     found: dict[str, registry.Plugin] = {}
     specs: dict[str, ResolvedSpec] = {}
@@ -257,15 +269,59 @@ def _replay(file: ScenarioFile, given: Any, place: KeyPath) -> Replay | None:
         if named and (plugin := file.plugin((part,), named["name"], (*place, part))):
             found[part], specs[part] = plugin, dict(named)
     options = {part: [option.name for option in registry.parameters(found[part])] for part in found}
+    if "memory" in found and _size_refused(file, given, specs["memory"], options, place):
+        del found["memory"]
     flat = {key: value for key, value in given.items() if key not in (*REPLAY, *Beside.model_fields)}
     if len(found) == len(asked):
         flat = file.known(flat, dict.fromkeys([*REPLAY, *Beside.model_fields, *chain(*options.values())]), place)
-    for key, value in flat.items():
-        if owners := [part for part in options if key in options[part]]:
-            _share_out(file, key, value, owners, specs, place)
+    _share_out(file, flat, options, specs, place)
+    if "batch_size" in beside and "memory" in found:
+        _ratio_refused(file, specs["memory"], place)
     parts = {part: file.options(found[part], specs[part], (*place, part)) for part in found}
+    if (memory := parts.get("memory")) is not None:
+        parts["memory"] = _without_what_is_not_told(memory, "batch_size" in beside)
     whole = len(found) == len(asked) and all(parts.values()) and (general is None) == (plain["general"] is None)
     return Replay.model_validate({**plain, **parts}) if whole else None
+
+
+def _size_refused(
+    file: ScenarioFile,
+    given: Mapping[str, Any],
+    memory: ResolvedSpec,
+    options: Mapping[str, list[str]],
+    place: KeyPath,
+) -> bool:
+    """Whether a size is given, in or beside the memory's own options, that this memory does not take."""
+    known = set(chain(*options.values()))
+    refused = False
+    for where, values in (((), given), (("memory",), memory)):
+        for key in [key for key in SIZES if key in values and key not in known]:
+            takes = " or ".join(repr(name) for name in SIZES if name in options["memory"]) or "no size"
+            others = [name for name in registry.available("memory") if key in _option_names(name)]
+            may = f"it takes {takes}; {key!r} is for {', '.join(others)}"
+            file.refuse((*place, *where, key), f"{memory['name']} has no {key!r}: {WHY_NOT[key]}; {may}", of_key=True)
+            refused = True
+    return refused
+
+
+def _option_names(memory: str) -> list[str]:
+    return [option.name for option in registry.parameters(registry.find("memory", memory))]
+
+
+def _ratio_refused(file: ScenarioFile, memory: ResolvedSpec, place: KeyPath) -> None:
+    """Both say how many samples a step draws."""
+    if memory.get("ratio") is not None:
+        message = "'ratio' and 'batch_size' both say how many samples a step draws: give one of them"
+        file.refuse((*place, "batch_size"), message, of_key=True)
+
+
+def _without_what_is_not_told(memory: ResolvedSpec, own_batch: bool) -> ResolvedSpec:
+    """A memory without the sizes that it is not told, and without the ratio where a batch size stands for it."""
+    return {
+        key: value
+        for key, value in memory.items()
+        if not (key in SIZES and value is None) and not (key == "ratio" and own_batch)
+    }
 
 
 def _general(file: ScenarioFile, given: Any, place: KeyPath) -> GeneralSet | None:
@@ -280,9 +336,22 @@ def _general(file: ScenarioFile, given: Any, place: KeyPath) -> GeneralSet | Non
 
 
 def _share_out(
+    file: ScenarioFile,
+    flat: Mapping[str, Any],
+    options: Mapping[str, list[str]],
+    specs: dict[str, ResolvedSpec],
+    place: KeyPath,
+) -> None:
+    """Give each option that stands beside the names to the one plug-in that takes it."""
+    for key, value in flat.items():
+        owners = [part for part in options if key in options[part]]
+        if owners:
+            _give(file, key, value, owners, specs, place)
+
+
+def _give(
     file: ScenarioFile, key: str, value: Any, owners: list[str], specs: dict[str, ResolvedSpec], place: KeyPath
 ) -> None:
-    """Give an option that stands beside the names to the one plug-in that takes it."""
     if len(owners) != 1:
         both = f"{key!r} is an option of both {' and '.join(owners)}"
         form = f"write it inside of one: '{owners[0]}: {{name: {specs[owners[0]]['name']}, {key}: ...}}'"

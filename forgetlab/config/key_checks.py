@@ -7,11 +7,13 @@ import json
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from forgetlab.config import candidates
+from forgetlab.config.other_spellings import spelt_here
 from forgetlab.config.yaml_reader import FileErrors, FileProblem, parse
 from forgetlab.experiment import ORACLE, Choice, KeyPath, ResolvedSpec
 from forgetlab.plugins import registry
@@ -48,7 +50,8 @@ class ScenarioFile:
         """The given values without those that nothing takes."""
         within = _key(place) if place else ""
         for key in [key for key in given if key not in valid]:
-            self.refuse((*place, key), unknown_key(key, valid, within), of_key=True)
+            said = spelt_here(key, within, valid)
+            self.refuse((*place, key), unknown_key(key, valid, within, said=said), of_key=True)
         return {key: value for key, value in given.items() if key in valid}
 
     def section(self, model: type[M], given: Any, place: KeyPath) -> M:
@@ -57,7 +60,7 @@ class ScenarioFile:
             self.refuse(place, f"{_key(place)!r} must be a mapping of keys to values")
             return model.model_construct()
         given = self.known(given, model.model_fields, place)
-        inner = {key: kind for key in given if (kind := _section_of(model, key))}
+        inner = {key: kind for key in given if given[key] is not None and (kind := _section_of(model, key))}
         sections = {key: self.section(kind, given.pop(key), (*place, key)) for key, kind in inner.items()}
         given, refused = candidates.first_of(
             self, given, model.model_fields, place, lambda one: dict(_validated(model, one))
@@ -161,4 +164,7 @@ def _key(place: KeyPath) -> str:
 
 def _section_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     kind = model.model_fields[key].annotation
+    inside = [part for part in get_args(kind) if part is not NoneType]
+    if len(inside) == 1 and NoneType in get_args(kind):  # a section that may be left out
+        (kind,) = inside
     return kind if inspect.isclass(kind) and issubclass(kind, BaseModel) else None

@@ -10,7 +10,16 @@ from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from forgetlab.config.entries import FolderName, default_references, references, strategies
@@ -121,6 +130,8 @@ def _experiment(file: ScenarioFile) -> Experiment:
     _check_head(file, settings.protocol, task_known, compared, entries)
     search = _tuning(file, given["tuning"], settings.seeds) if "tuning" in given else None
     file.stop_if_refused()
+    _check_overrides(file, settings.train, entries)
+    file.stop_if_refused()
     protocol = settings.protocol.model_copy(update={"task_known_at_test": task_known})
     plain = {"protocol": protocol, "device": _available(settings.device), "plugins": tuple(map(str, files))}
     plugged = {"scenario": scenario, "model": model, "pretrain": pretrain, "tuning": search}
@@ -186,6 +197,16 @@ def _check_head(
     if protocol.head == "per-task" and task_known is False and untold:
         why = f"the task is not known at test, so nothing tells which head answers in {', '.join(untold)}"
         file.refuse(("protocol", "head"), f"'per-task' cannot work: {why}")
+
+
+def _check_overrides(file: ScenarioFile, train: Train, entries: Sequence[Strategy]) -> None:
+    """Refuse what an entry sets in `train` where it does not go with what the file has there."""
+    for i, entry in enumerate(entries):
+        try:
+            Train(**{**train.model_dump(), **entry.train})
+        except ValidationError as error:
+            why = error.errors()[0]["msg"].removeprefix("Value error, ")
+            file.refuse(("strategies", i, "train"), f"together with the file's own 'train': {why}")
 
 
 def _available(device: str) -> str:

@@ -22,7 +22,6 @@ from forgetlab.isolation.shared_module import Adapted
 from forgetlab.training.network import Network
 
 SAMPLES = 8  # of a task's first ones, on which a step is measured
-REPEATS = 5  # pairs of forward passes, with a module and without
 STEP = ("flops_forward", "flops_backward", "saved_activation_bytes")  # of one sample in training
 KEPT = ("task_bytes", "shared_bytes", "changed", "changed_share", "rank", "rank_90")
 Price = dict[str, float | None]
@@ -90,9 +89,9 @@ def at_work(network: Network) -> Isolation | None:
 @torch.no_grad()
 def _latency(network: Network, module: Isolation, x: Tensor) -> float:
     if isinstance(network, IsolatedNetwork):
-        return latency(lambda: network.under(module, x), lambda: network.backbone(x), REPEATS)
+        return latency(lambda: network.under(module, x), lambda: network.backbone(x))
     adapted: Any = network.backbone
-    return latency(lambda: adapted(x), lambda: adapted.backbone(x), REPEATS)
+    return latency(lambda: adapted(x), lambda: adapted.backbone(x))
 
 
 def kept_by_task(network: Network) -> Price:
@@ -111,11 +110,9 @@ def kept_by_task(network: Network) -> Price:
 def change(module: Isolation, backbone: int) -> Price:
     """Entries of the backbone that differ, their share of it, and the largest rank of a matrix' change.
 
-    What a module adds beside the weights has changed nothing and has no rank; all is None where it cannot be told.
+    What a module adds beside the weights changes none of them, and has no rank.
     """
     changes = module.changed_weights()
-    if changes is None:
-        return dict.fromkeys(("changed", "changed_share", "rank", "rank_90"))
     matrices = [tensor for tensor in changes.values() if tensor.dim() > 1]
     ranks = {"rank": [numerical_rank(m) for m in matrices], "rank_90": [energy_rank(m) for m in matrices]}
     largest = {name: max((r for r in found if r is not None), default=None) for name, found in ranks.items()}

@@ -70,7 +70,9 @@ def label_names(split: Split, column: str | None) -> list[str]:
     return list(getattr(split.features.get(column), "names", None) or ())
 
 
-def pictures(split: Split, column: str, rows: Sequence[int], size: int, mode: Mode) -> Tensor:
+def pictures(
+    split: Split, column: str, rows: Sequence[int], size: int, mode: Mode, resize: int | None = None
+) -> Tensor:
     """(N, C, size, size) bytes of some rows' images.
 
     Raises:
@@ -86,7 +88,7 @@ def pictures(split: Split, column: str, rows: Sequence[int], size: int, mode: Mo
             raise OptionError(f"{column!r} has no image in row {rows[i]}", "image")
         return file["bytes"] or Path(file["path"]).read_bytes()
 
-    return decoded([f"row {row}" for row in rows], content, size, mode)
+    return decoded([f"row {row}" for row in rows], content, size, mode, resize)
 
 
 def _known(split: Split, column: str) -> Any:

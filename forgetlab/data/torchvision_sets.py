@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from forgetlab import torchvision_ops
-from forgetlab.data.images import Mode, as_bytes
+from forgetlab.data.images import Mode, as_bytes, refuse_small_resize
 from forgetlab.data.table import Table
 from forgetlab.plugins.options import OptionError, suggestion
 
@@ -50,12 +50,15 @@ def parts(
         raise OptionError(f"{name}: {error}{hint}", "root") from error
 
 
-def read(part: Any, name: str, size: int | None, mode: Mode | None) -> tuple[Tensor, list[int]]:
+def read(
+    part: Any, name: str, size: int | None, mode: Mode | None, resize: int | None = None
+) -> tuple[Tensor, list[int]]:
     """(N, C, H, W) bytes and labels.
 
     Raises:
         OptionError: samples that are no images with one number, or images of several sizes.
     """
+    refuse_small_resize(size, resize)
     images: list[Tensor] = []
     labels: list[int] = []
     for i in range(len(part)):
@@ -66,7 +69,7 @@ def read(part: Any, name: str, size: int | None, mode: Mode | None) -> tuple[Ten
             labels.append(int(label))
         except (TypeError, ValueError):
             raise OptionError(f"{name} labels an image with {label!r}, not with one number", "data_set") from None
-        images.append(as_bytes(image, size, mode))
+        images.append(as_bytes(image, size, mode, resize))
         if images[-1].shape != images[0].shape:
             shapes = f"{tuple(images[0].shape)} and {tuple(images[-1].shape)}"
             raise OptionError(

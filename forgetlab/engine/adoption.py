@@ -16,26 +16,36 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Literal
 
 import yaml
 
 from forgetlab.engine import one_run, search_space
 from forgetlab.engine.search import Search
+from forgetlab.engine.settings_then import (
+    FlatSettings,
+    flat_settings,
+    in_short,
+    setting_differences,
+    with_todays_defaults,
+)
 from forgetlab.experiment import Choice, Experiment, Run, Strategy
-from forgetlab.results.run_key import ARITHMETIC, OPTIONAL, plugin_files, run_key, versions
+from forgetlab.results.run_key import (
+    ARITHMETIC,
+    OPTIONAL,
+    plugin_files,
+    run_key,
+    used_plugins,
+    versions,
+)
 from forgetlab.results.store import SET_ASIDE, Busy, Result, RunFolder, Store
 
 UNREADABLE = "its config.yaml cannot be read"
 OTHER_RESULT = "its result.json is none that this version reads"
 OTHER_SEARCH = "its options were chosen by another search"
 NO_VERSIONS = "its timing.json does not tell which packages made it"
-NOT_COMPARED = ("key", "plugins", "strategy.name")  # where plug-in files lay, and what the run was called
-LONGEST = 60  # letters of a setting that is told
 
 Verdict = Literal["adopted", "current", "refused", "unfinished"]
-FlatSettings = dict[str, Any]  # of a description, by dotted names
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Adoption:
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run folder as it was found."""
+    """A run folder as it was found; options that have come since it was made are there with their defaults."""
 
     folder: RunFolder
     key: str | None
@@ -61,7 +71,7 @@ class FoundRun:
     @classmethod
     def read(cls, folder: RunFolder) -> FoundRun:
         try:
-            description = folder.description()
+            description = with_todays_defaults(folder.description())
         except (OSError, ValueError, AttributeError, yaml.YAMLError):  # the last but one: it is no mapping
             return cls(folder, folder.key, None, {})
         return cls(folder, folder.key, description, flat_settings(description))
@@ -129,60 +139,23 @@ class _Adopter:
         for (kept, run), key in zip(same, keys, strict=True):
             against = _obstacles(kept.folder, run)
             if not against:
-                against = self._rekeyed(kept.folder, key)
+                against = self._rekeyed(kept, key)
             if not against:
                 return Adoption(told, "adopted", note=_changed_since(kept.folder, run), trial=trial)
             refused = refused or against
         return Adoption(told, "refused", tuple(refused), trial=trial)
 
-    def _rekeyed(self, folder: RunFolder, key: str) -> list[str]:
+    def _rekeyed(self, kept: FoundRun, key: str) -> list[str]:
         """Give a run its key, alone with it; returns what stands against that."""
-        if self.dry_run:
+        if self.dry_run or kept.description is None:
             return []
-        owner = _owner(folder)
+        owner = _owner(kept.folder)
         try:
             with nullcontext() if owner in (None, self.experiment.name) else self.store.alone(owner):
-                folder.adopt(key)
+                kept.folder.adopt(key, kept.description)
         except Busy as error:
             return [str(error)]
         return []
-
-
-def flat_settings(description: Mapping[str, Any]) -> FlatSettings:
-    """All that a description sets, by dotted names, without what it is called.
-
-    >>> flat_settings({"key": "1f", "seed": 0, "strategy": {"name": "mine", "isolation": {"sites": ["q", "block"]}}})
-    {'seed': 0, 'strategy.isolation.sites.0': 'q', 'strategy.isolation.sites.1': 'block'}
-    """
-
-    def flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, Mapping):
-            parts = dict(value)
-        elif isinstance(value, list):
-            parts = dict(enumerate(value))
-        else:
-            yield name, value
-            return
-        for key, part in parts.items():
-            yield from flat(part, f"{name}.{key}" if name else str(key))
-
-    told = {name: value for name, value in description.items() if name not in NOT_COMPARED}
-    return {name: value for name, value in flat(told, "") if name not in NOT_COMPARED}
-
-
-def differences(then: FlatSettings, now: FlatSettings) -> list[str]:
-    """Which settings differ, in words.
-
-    >>> differences({"train.lr": 0.1, "seed": 0}, {"train.lr": 0.2, "seed": 0, "threads": 1})
-    ['train.lr: 0.1 then, 0.2 now', 'threads: nothing then, 1 now']
-    """
-    nothing = "nothing"
-    pairs = {name: (then.get(name, nothing), now.get(name, nothing)) for name in {**then, **now}}
-    return [f"{name}: {_short(old)} then, {_short(new)} now" for name, (old, new) in pairs.items() if old != new]
-
-
-def _short(value: Any) -> str:
-    return shorten(str(value), LONGEST, placeholder=" ...")
 
 
 def _same(found: Sequence[FoundRun], wanted: Wanted) -> Iterator[Same]:
@@ -191,7 +164,7 @@ def _same(found: Sequence[FoundRun], wanted: Wanted) -> Iterator[Same]:
         run = None if kept.description is None else wanted(kept)
         if (
             run is not None
-            and not differences(kept.settings, flat_settings(one_run.plain(run)))
+            and not setting_differences(kept.settings, flat_settings(one_run.plain(run)))
             and _finished(kept.folder)
         ):
             yield kept, run
@@ -213,7 +186,7 @@ def _left(told: str, kept: FoundRun, wanted: Wanted, *, trial: bool = False) -> 
     elif run is None:
         reasons = [OTHER_SEARCH]
     else:
-        reasons = differences(kept.settings, flat_settings(one_run.plain(run)))
+        reasons = setting_differences(kept.settings, flat_settings(one_run.plain(run)))
     return Adoption(told, "refused", tuple(reasons), trial=trial)
 
 
@@ -256,8 +229,9 @@ def _key(run: Run) -> str:
 
 def _obstacles(folder: RunFolder, run: Run) -> list[str]:
     """What else than settings differs from today, as far as a folder tells."""
-    result = folder.result()
-    return [*_other_versions(folder.timing()), *([] if result is None else _other_stream(result, run))]
+    result, timing = folder.result(), folder.timing()
+    stream = [] if result is None else _other_stream(result, run)
+    return [*_other_versions(timing), *_renewed_since(timing, run), *stream]
 
 
 def _other_versions(timing: Mapping[str, Any]) -> list[str]:
@@ -271,6 +245,14 @@ def _other_versions(timing: Mapping[str, Any]) -> list[str]:
     return [f"{name} {old} then, {new} now" for name, (old, new) in pairs.items() if old != new]
 
 
+def _renewed_since(timing: Mapping[str, Any], run: Run) -> list[str]:
+    """Plug-ins of the run that have computed other numbers since it began."""
+    started = timing.get("started") if isinstance(timing, Mapping) else None
+    began = started[: len("2026-01-01")] if isinstance(started, str) else ""
+    renewed = [plugin for plugin in used_plugins(run) if plugin.renewed is not None and began < plugin.renewed]
+    return [f"{plugin.kind} {plugin.name} computes other numbers since {plugin.renewed}" for plugin in renewed]
+
+
 def _other_stream(result: Result, run: Run) -> list[str]:
     """What a result tells of its stream that is otherwise today."""
     tasks = one_run.load_scenario(run).tasks
@@ -279,7 +261,7 @@ def _other_stream(result: Result, run: Run) -> list[str]:
         "classes of the tasks": (result.classes_per_task, [list(task.classes) for task in tasks]),
         "test samples of the tasks": (result.test_sizes, [len(task.test.y) for task in tasks]),
     }
-    return [f"{what}: {_short(old)} then, {_short(new)} now" for what, (old, new) in told.items() if old != new]
+    return [f"{what}: {in_short(old)} then, {in_short(new)} now" for what, (old, new) in told.items() if old != new]
 
 
 def _changed_since(folder: RunFolder, run: Run) -> str:

@@ -14,6 +14,8 @@ from forgetlab.isolation.network import Files
 from forgetlab.results.store import Result, RunFolder
 from forgetlab.training.loop import Epoch
 
+TaskSeconds = Mapping[str, Mapping[str, float]]  # of "train" and "evaluate", by the clocks "processor" and "wall"
+
 
 @dataclass(frozen=True)
 class TaskStarted:
@@ -37,7 +39,7 @@ class TaskEnded:
     task: int
     n_tasks: int
     so_far: Callable[[], Result]  # to be called before the next task begins, if at all: it grows with the stream
-    seconds: Mapping[str, float]  # train, evaluate
+    seconds: TaskSeconds
     tensors: Mapping[str, Tensor]  # what belongs to this task alone
     latency: float | None = None  # a forward pass under the first task's module, over one of the bare backbone
     files: Files = field(default_factory=dict)  # what is stored: of this task, and of all together

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from forgetlab.metrics.accuracy_matrix import own_metrics, prequential_accuracy,
 from forgetlab.plugins import registry
 from forgetlab.plugins.registry import built
 from forgetlab.results.store import Result, Row
+from forgetlab.results.timing import Stopwatch
 from forgetlab.seeding import reseed
 from forgetlab.streams.scenario import Scenario
 
@@ -57,12 +57,13 @@ def run(description: Run, emit: Observer = lambda _: None, starts: Path | None =
     for task in range(n_tasks):
         now["task"] = task
         emit(TaskStarted(description, task, n_tasks))
-        start = time.perf_counter()
+        training = Stopwatch()
         learner.learn(task)
-        trained = time.perf_counter()
+        seconds = {"train": training.seconds()}
+        evaluation = Stopwatch()
         rows.append(learner.evaluate_all())
         pretrained += pretrained_accuracy(context, learner.current_backbone())
-        seconds = {"train": trained - start, "evaluate": time.perf_counter() - trained}
+        seconds["evaluate"] = evaluation.seconds()
         tensors, files = learner.task_tensors(task), learner.files(task)
         emit(TaskEnded(description, task, n_tasks, so_far, seconds, tensors, learner.latency, files))
     return so_far()

@@ -1,10 +1,8 @@
 """LoRA modules in the format of Hugging Face's peft, which its own library reads, and theirs as ours.
 
-A module of peft's own layers is written as peft itself would, whatever its tuner.
-
 A folder holds ``adapter_config.json`` and ``adapter_model.safetensors``; the paths in it are those of the transformers
 model inside a backbone. Where q, k and v are one layer, that layer gets one A and one B of as many ranks as ours have
-together: B is zero where a site's outputs are another's. For our LoRA peft itself is not needed here.
+together: B is zero where a site's outputs are another's. peft itself is not needed here.
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ from torch import Tensor, nn
 
 from forgetlab.backbones.sites import LINEAR, Site, find_sites, transformer, upright
 from forgetlab.engine import reopened
-from forgetlab.isolation.combined_module import members_of
 from forgetlab.isolation.module import Isolation
 from forgetlab.plugins.options import OptionError
 from forgetlab.results import module_files
@@ -38,15 +35,14 @@ MORE_THAN_LORA = (
     "layer_replication",
     "target_parameters",
 )  # more than A and B
-Factors = tuple[Tensor, Tensor, float]  # A (r, in), B (out, r), and what B A is multiplied by
-OTHER = "peft's format of LoRA holds a change B A"
+Factors = tuple[Tensor, Tensor]  # A (r, in), B (out, r)
 
 
 def export(run: RunFolder, task: int, folder: Path) -> None:
     """Write one task's LoRA module as peft saves it, and its head, which peft does not know, beside it.
 
     Raises:
-        ModulesError: there is no such task, or its module is neither LoRA nor peft's own.
+        ModulesError: there is no such task, or its module is no LoRA.
     """
     network = reopened.load(run.path)
     module = reopened.speaking(network, task)
@@ -56,49 +52,39 @@ def export(run: RunFolder, task: int, folder: Path) -> None:
 
 
 def write(folder: Path, backbone: nn.Module, module: Isolation, base: str | None = None) -> None:
-    """A module as peft saves it; ``base`` is the backbone's name on the hub.
+    """A LoRA module as peft saves it; ``base`` is the backbone's name on the hub.
 
     Raises:
-        ModulesError: the module is no change B A of linear layers, and not made of peft's layers either.
+        ModulesError: the module is no change B A of linear layers.
     """
     inner, prefix = transformer(backbone)
     above = f"{prefix}." if prefix else ""
-    try:
-        theirs = module.in_peft_format(inner, above)
-    except OptionError as error:
-        raise ModulesError(str(error)) from error
-    config, tensors = theirs or _ours_as_theirs(backbone, module, above)
-    write_bytes(folder / WEIGHTS, _bytes(tensors))
-    write_text(folder / CONFIG, to_json({**config, "base_model_name_or_path": base}))
-
-
-def _ours_as_theirs(backbone: nn.Module, module: Isolation, above: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """peft's configuration and tensors for our LoRA."""
+    found = module.layer_factors()
+    if found is None:
+        found = {path: whole_layer(backbone, path, sites) for path, sites in low_rank_factors(module).items()}
+    layers = {path.removeprefix(above): factors for path, factors in found.items()}
     tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    scales: dict[str, float] = {}
-    for place, found in low_rank_factors(module).items():
-        path = place.removeprefix(above)
-        a, b, scale = whole_layer(backbone, place, found)
+    for path, (a, b) in layers.items():
         tensors |= {f"{PREFIX}{path}.lora_A.weight": a, f"{PREFIX}{path}.lora_B.weight": b}
-        ranks[path], scales[path] = len(a), scale
-    turned = any(type(backbone.get_submodule(f"{above}{path}")).__name__ == "Conv1D" for path in ranks)
-    return configuration(ranks, scales, turned), tensors
+    turned = any(type(inner.get_submodule(path)).__name__ == "Conv1D" for path in layers)
+    ranks = {path: len(a) for path, (a, _) in layers.items()}
+    write_bytes(folder / WEIGHTS, _bytes(tensors))
+    told = {"base_model_name_or_path": base, **configuration(ranks, float(module.scale), turned)}  # type: ignore[arg-type]
+    write_text(folder / CONFIG, to_json(told))
 
 
-def configuration(ranks: Mapping[str, int], scales: Mapping[str, float], turned: bool) -> dict[str, Any]:
-    """What peft is told of each layer's rank and factor; it divides alpha by the rank."""
+def configuration(ranks: Mapping[str, int], scale: float, turned: bool) -> dict[str, Any]:
+    """What peft is told; it divides alpha by the rank."""
     rank = max(ranks.values())
-    scale = next(scales[path] for path in ranks if ranks[path] == rank)
-    others = [path for path in ranks if (ranks[path], scales[path]) != (rank, scale)]
+    others = {path: one for path, one in ranks.items() if one != rank}
     return {
         "peft_type": "LORA",
         "task_type": None,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": scale * rank,
-        "rank_pattern": {path: ranks[path] for path in others},
-        "alpha_pattern": {path: scales[path] * ranks[path] for path in others},
+        "rank_pattern": others,
+        "alpha_pattern": {path: scale * one for path, one in others.items()},
         "target_modules": sorted(ranks),
         "fan_in_fan_out": turned,
         "lora_dropout": 0.0,
@@ -107,56 +93,41 @@ def configuration(ranks: Mapping[str, int], scales: Mapping[str, float], turned:
 
 
 def low_rank_factors(module: Isolation) -> dict[str, list[tuple[Site, Factors]]]:
-    """A, B and their factor at each site, by the path of the layer that it lies in, of one module or of several.
+    """A and B of each site, by the path of the layer that it lies in; a start that is taken off is two factors more.
 
     Raises:
-        ModulesError: a module is something else, or two of them change one weight.
+        ModulesError: the module is something else.
     """
     found: dict[str, list[tuple[Site, Factors]]] = {}
-    members = members_of(module)
-    for member in members:
-        for site, factors in _factors_of(member):
-            found.setdefault(site.path, []).append((site, factors))
-    if len(members) > 1 and not module.changes():
-        raise ModulesError(f"{OTHER} of one weight; here several members change one")
-    return found
-
-
-def _factors_of(module: Isolation) -> list[tuple[Site, Factors]]:
-    """Of one module; a start that is taken off is two factors more."""
-    found: list[tuple[Site, Factors]] = []
-    scale, name = getattr(module, "scale", None), type(module).__name__
+    scale, other = getattr(module, "scale", None), f"peft's format of LoRA holds a change B A; {type(module).__name__}"
     parts = dict(module.parts.items())
     for site in module.sites:
         part: Any = parts.get(site.key)
         a, b = getattr(part, "A", None), getattr(part, "B", None)
         if not isinstance(scale, float | int) or a is None or b is None:
-            raise ModulesError(f"{OTHER}; {name} is none")
+            raise ModulesError(f"{other} is none")
         a, b = a.detach(), b.detach()
         if hasattr(part, "A0"):
             a, b = torch.cat([a, part.A0]), torch.cat([b, -part.B0], dim=1)
         change = module.delta(part, site)
         if not isinstance(change, Tensor) or not torch.allclose(change.detach(), scale * (b @ a), atol=1e-6):
-            raise ModulesError(f"{name} changes {site.role} by more than its own B A")
-        found.append((site, (a, b, float(scale))))
+            raise ModulesError(f"{type(module).__name__} changes {site.role} by more than its own B A")
+        found.setdefault(site.path, []).append((site, (a, b)))
     if not found:
-        raise ModulesError(f"{OTHER}; {name} attaches nowhere")
+        raise ModulesError(f"{other} attaches nowhere")
     return found
 
 
 def whole_layer(backbone: nn.Module, path: str, found: Iterable[tuple[Site, Factors]]) -> Factors:
-    """The sites of one layer as one A, one B and one factor: (sum of r, in), (out of the layer, sum of r)"""
+    """The sites of one layer as one A and one B: (sum of r, in), (out of the layer, sum of r)"""
     listed = list(found)
-    site, factors = listed[0]
-    if not site.fused:
-        return factors
-    out, common = len(upright(backbone.get_submodule(path))), factors[2]
-    rows: list[Tensor] = []
-    for site, (_, b, scale) in listed:
-        row = b.new_zeros(out, b.shape[1])
-        row[site.part] = b if scale == common else b * (scale / common)
-        rows.append(row)
-    return torch.cat([a for _, (a, _, _) in listed]), torch.cat(rows, dim=1), common
+    if not listed[0][0].fused:
+        return listed[0][1]
+    out = len(upright(backbone.get_submodule(path)))
+    rows = [b.new_zeros(out, b.shape[1]) for _, (_, b) in listed]
+    for row, (site, (_, b)) in zip(rows, listed, strict=True):
+        row[site.part] = b
+    return torch.cat([a for _, (a, _) in listed]), torch.cat(rows, dim=1)
 
 
 def read(folder: Path, backbone: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -167,20 +138,20 @@ def read(folder: Path, backbone: nn.Module) -> tuple[dict[str, Any], dict[str, T
     """
     config = _config(folder)
     layers, places = _layers(folder), _sites_by_path(backbone)
-    found: dict[str, tuple[Site, Factors]] = {}
+    found: dict[str, tuple[Site, Factors, float]] = {}
     for path, (a, b) in layers.items():
         here = [sites for known, sites in places.items() if f".{path}".endswith(f".{known}")]
         if not here:
             raise ModulesError(f"the backbone has no layer {path} that a module may attach to")
         scale = _scale(config, path, len(a))
         for site in here[0]:
-            found[site.key] = site, (a, b[site.part], scale)
-    rank, scale = max(len(a) for _, (a, _, _) in found.values()), next(iter(found.values()))[1][2]
-    roles = [role for role in LINEAR if any(site.role == role for site, _ in found.values())]
-    at = sorted({site.layer for site, _ in found.values()})
+            found[site.key] = site, (a, b[site.part]), scale
+    rank, scale = max(len(a) for _, (a, _), _ in found.values()), next(iter(found.values()))[2]
+    roles = [role for role in LINEAR if any(site.role == role for site, _, _ in found.values())]
+    at = sorted({site.layer for site, _, _ in found.values()})
     tensors: dict[str, Tensor] = {}
     for site in find_sites(backbone, roles, tuple(at)):
-        _, (a, b, own) = found.get(site.key, (site, (*_nothing(site), scale)))
+        _, (a, b), own = found.get(site.key, (site, _nothing(site), scale))
         missing = rank - len(a)
         tensors[f"parts.{site.key}.A"] = nn.functional.pad(a, (0, 0, 0, missing))
         tensors[f"parts.{site.key}.B"] = nn.functional.pad(b if own == scale else b * (own / scale), (0, missing))
@@ -204,7 +175,7 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _layers(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def _layers(folder: Path) -> dict[str, Factors]:
     """A and B by the layer's path."""
     tensors = load_file(folder / WEIGHTS)
     ends = (".lora_A.weight", ".lora_B.weight")
@@ -243,7 +214,7 @@ def _linear(backbone: nn.Module) -> Iterator[Site]:
             continue  # this backbone has no such layer
 
 
-def _nothing(site: Site) -> tuple[Tensor, Tensor]:
+def _nothing(site: Site) -> Factors:
     return torch.zeros(0, site.in_dim), torch.zeros(site.out_dim, 0)
 
 

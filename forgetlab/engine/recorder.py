@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from forgetlab.engine import one_run
-from forgetlab.engine.events import Event, TaskEnded
+from forgetlab.engine.events import Event, TaskEnded, TaskSeconds
 from forgetlab.results import module_files
 from forgetlab.results.provenance import git_state, machine, packages
 from forgetlab.results.store import RunFolder, write_bytes
+from forgetlab.results.timing import Stopwatch
 
 SLOW = 0.2  # seconds: what takes longer to write is written seldom, in a tenth of a run's time
 
@@ -24,9 +25,9 @@ class Recorder:
 
     folder: RunFolder
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    start: float = field(default_factory=time.perf_counter)
+    watch: Stopwatch = field(default_factory=Stopwatch)
     git: dict[str, Any] | None = field(default_factory=lambda: git_state(Path.cwd()))
-    tasks: list[Mapping[str, float]] = field(default_factory=list)
+    tasks: list[TaskSeconds] = field(default_factory=list)
     latency: float | None = None
     next_save: float = 0.0
 
@@ -49,8 +50,10 @@ class Recorder:
             self.next_save = start + took + (10 * took if took > SLOW else 0)
 
     def timing(self) -> dict[str, Any]:
+        taken = self.watch.seconds()
         return {
-            "seconds": time.perf_counter() - self.start,
+            "processor_seconds": taken["processor"],
+            "wall_seconds": taken["wall"],
             "tasks": [dict(seconds) for seconds in self.tasks],
             "latency": self.latency,
             "started": self.started.isoformat(timespec="seconds"),

@@ -125,15 +125,15 @@ def merged(network: IsolatedNetwork, task: int) -> dict[str, Tensor]:
     Raises:
         ModulesError: the module is no change of weights.
     """
-    from forgetlab.isolation.attachment import standing_in, standing_in_statistics
+    from forgetlab.isolation.attachment import standing_in
     from forgetlab.isolation.network import Merged
 
     module = speaking(network, task)
     changes = module.changes()
     if not changes:
         raise ModulesError(f"task {task} cannot be merged: {_beside(module)}")
-    whole, bare = Merged([module], changes), network.backbone
-    weights = bare.state_dict() | standing_in(whole, bare) | standing_in_statistics(whole, bare)
+    own = {name: t for name, t in standing_in(module, network.backbone).items() if module.owns_layers}  # buffers too
+    weights = network.backbone.state_dict() | own | standing_in(Merged([module], changes), network.backbone)
     parts = {"backbone": weights, "head": network.heads[str(task)].state_dict()}
     return {f"{part}.{name}": tensor.detach() for part, named in parts.items() for name, tensor in named.items()}
 

@@ -18,9 +18,9 @@ from forgetlab.isolation.classifier import (
     wider,
 )
 from forgetlab.isolation.combined_module import Combination
+from forgetlab.isolation.layer_copies import own_layers, own_tensors
 from forgetlab.isolation.merger import Changes, Merger, by_place
 from forgetlab.isolation.module import Isolation, Shared, library
-from forgetlab.isolation.owned_places import own_copy, own_statistics, own_weights, with_statistics
 from forgetlab.isolation.quantisation import dequantised, quantised, quantised_linear
 from forgetlab.isolation.router import ConfidenceRouter, Router
 from forgetlab.plugins.options import OptionError
@@ -51,13 +51,11 @@ __all__ = [
     "library",
     "means",
     "one_hot",
-    "own_copy",
-    "own_statistics",
-    "own_weights",
+    "own_layers",
+    "own_tensors",
     "quantised",
     "quantised_linear",
     "ridge",
     "wider",
-    "with_statistics",
     "wrapped",
 ]

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from forgetlab.backbones import attention
 from forgetlab.backbones.sites import LINEAR, Site, blocks, upright
 
-ACTS = ("before", "after", "keys_values", "tokens", "side", "weights", "statistics")  # what a module may define
+ACTS = ("before", "after", "keys_values", "tokens", "side", "weights")  # what a module may define
+DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 MASK_ARGUMENTS = ("attention_mask", "mask")  # what blocks call the mask over positions
 
 
@@ -26,9 +27,8 @@ MASK_ARGUMENTS = ("attention_mask", "mask")  # what blocks call the mask over po
 def attached(module: Any, backbone: nn.Module, x: Tensor | None) -> Iterator[None]:
     """Inside, the module's sites act; ``x`` is what the backbone is about to read."""
     handles: list[Any] = []
-    weights = standing_in(module, backbone) if "weights" in module.acts else {}
-    statistics = standing_in_statistics(module, backbone) if "statistics" in module.acts else {}
-    with swapped(backbone, weights), counting(backbone, statistics), _in_training(module, backbone):
+    tensors = standing_in(module, backbone) if "weights" in module.acts else {}
+    with swapped(backbone, tensors), training_layers(module, backbone):
         try:
             for site in module.sites:
                 handles += _hooks(module, backbone, site, x)
@@ -40,55 +40,47 @@ def attached(module: Any, backbone: nn.Module, x: Tensor | None) -> Iterator[Non
 
 @contextmanager
 def swapped(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, these tensors are the backbone's parameters of these names.
+    """Inside, these tensors are the backbone's parameters and buffers of these names.
 
     Where no gradient is recorded they ask for none, as the frozen ones do. For an input that is not contiguous a
     linear layer computes ``mm`` with a weight that asks for a gradient and ``bmm`` with another, and on some processors
     the two differ in the last bit: a task's answers would move when its module is closed.
     """
-    kept: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    kept: list[tuple[dict[str, Any], str, Tensor | None]] = []
     try:
         for name, tensor in tensors.items():
             path, _, leaf = name.rpartition(".")
             owner = backbone.get_submodule(path)
-            kept.append((owner, leaf, owner._parameters[leaf]))
-            standing_in = tensor if torch.is_grad_enabled() else tensor.detach()
-            owner._parameters[leaf] = standing_in  # type: ignore[assignment] - as torch.func.functional_call does
+            table: dict[str, Any] = owner._buffers if leaf in owner._buffers else owner._parameters
+            kept.append((table, leaf, table[leaf]))
+            asks = tensor.requires_grad and not torch.is_grad_enabled()
+            table[leaf] = tensor.detach() if asks else tensor  # as torch.func.functional_call does
         yield
     finally:
-        for owner, leaf, parameter in reversed(kept):
-            owner._parameters[leaf] = parameter
+        for table, leaf, tensor in reversed(kept):
+            table[leaf] = tensor
 
 
 @contextmanager
-def counting(backbone: nn.Module, buffers: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, these tensors are the backbone's buffers of these names: what a layer counts, it counts in them."""
-    kept: list[tuple[nn.Module, str, Tensor | None]] = []
+def training_layers(module: Any, backbone: nn.Module) -> Iterator[None]:
+    """Inside, the layers that a module owns are in training mode where it is: they go by the batch's statistics and
+    move their own, and drop at random."""
+    owned = [backbone.get_submodule(site.path) for site in module.sites] if module.owns_layers else []
+    resting = [layer for top in owned for layer in top.modules() if not layer.training] if module.training else []
     try:
-        for name, tensor in buffers.items():
-            path, _, leaf = name.rpartition(".")
-            owner = backbone.get_submodule(path)
-            kept.append((owner, leaf, owner._buffers[leaf]))
-            owner._buffers[leaf] = tensor
+        for layer in resting:
+            layer.training = True
         yield
     finally:
-        for owner, leaf, buffer in reversed(kept):
-            owner._buffers[leaf] = buffer
+        for layer in resting:
+            layer.training = False
 
 
-@contextmanager
-def _in_training(module: Any, backbone: nn.Module) -> Iterator[None]:
-    """Inside, what a module owns with its buffers is in training mode where it learns, as it would be by itself."""
-    sites = module.sites if "statistics" in module.acts else []
-    learning = [backbone.get_submodule(site.path) for site in sites if module.learns_at(site)]
-    modes = [(layer, layer.training) for one in learning for layer in one.modules()]
-    try:
-        for one in learning:
-            one.train()
-        yield
-    finally:
-        for layer, mode in modes:
-            layer.training = mode
+def answers_otherwise_in_training(layers: nn.Module) -> bool:
+    """Whether something in there keeps statistics of what passes, or drops at random."""
+    normalising = any(hasattr(layer, "running_mean") for layer in layers.modules())
+    dropping = any(getattr(layer, "p", 0) for layer in layers.modules() if isinstance(layer, DROPPING))
+    return normalising or dropping
 
 
 @contextmanager
@@ -112,12 +104,6 @@ def wrapped(backbone: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[No
 def standing_in(module: Any, backbone: nn.Module) -> dict[str, Tensor]:
     """The tensors that a module puts in the place of the backbone's, by the backbone's names."""
     pairs = [(site, module.weights(module.parts[site.key], site)) for site in module.sites]
-    return placed(backbone, pairs)
-
-
-def standing_in_statistics(module: Any, backbone: nn.Module) -> dict[str, Tensor]:
-    """The buffers that a module puts in the place of the backbone's, by the backbone's names."""
-    pairs = [(site, module.statistics(module.parts[site.key], site)) for site in module.sites]
     return placed(backbone, pairs)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import combinations
 from typing import Any
@@ -15,12 +15,10 @@ from forgetlab.batch import Batch
 from forgetlab.isolation.module import Isolation, Shared
 from forgetlab.plugins.options import OptionError
 
-Place = tuple[str, tuple[int, int] | None]  # a tensor's name in the backbone, and the slice of a fused one
 FLAGS = {  # what a combination says of itself, from what its members say
     "identity_at_birth": all,
     "siteless": all,
     "draws": any,
-    "delta_learns": all,
     "asks": any,
     "tokens_stay": any,
     "speaks_for_all": any,
@@ -85,18 +83,20 @@ class Combination(Isolation):
         return min((member.lowest() for member in self.members if not member.siteless), default=-1)
 
     def changes(self) -> dict[str, Tensor]:
-        """None where one member is no such change, or two change one weight."""
+        """None where two members touch one weight: what both make of it is in general not the sum."""
         members = [member for member in self.members if not member.siteless]
         found = [member.changes() for member in members]
-        return (_side_by_side(members, found) or {}) if all(found) else {}
+        if not all(found) or self._meet(members):
+            return {}
+        return {key: change for changes in found for key, change in changes.items()}
 
-    def changed_weights(self) -> dict[str, Tensor] | None:
-        """None where two members change one weight: what both make of it is in general not the sum."""
-        found = [member.changed_weights() for member in self.members]
-        return None if any(one is None for one in found) else _side_by_side(self.members, found)
-
-    def all_statistics(self) -> dict[str, Tensor]:
-        return {key: tensor for member in self.members for key, tensor in member.all_statistics().items()}
+    def changed_weights(self) -> dict[str, Tensor]:
+        """The sum of what the members change."""
+        found: dict[str, Tensor] = {}
+        for member in self.members:
+            for key, change in member.changed_weights().items():
+                found[key] = found[key] + change if key in found else change
+        return found
 
     def _meet(self, members: Iterable[Any]) -> bool:
         paths = [{f"{site.path}.".removeprefix(".") for site in member.sites} for member in members]
@@ -133,40 +133,6 @@ class Combination(Isolation):
             own = {key.removeprefix(f"{i}."): shared.pop(key) for key in list(shared) if key.startswith(f"{i}.")}
             yield member, [module.members[i] for module in previous], own
             shared.update({f"{i}.{key}": tensor for key, tensor in own.items()})
-
-
-def members_of(module: Isolation) -> list[Isolation]:
-    """A module itself, or those that act as one."""
-    if not isinstance(module, Combination):
-        return [module]
-    return [inner for member in module.members for inner in members_of(member)]
-
-
-def _side_by_side(members: Sequence[Any], changes: Sequence[dict[str, Tensor]]) -> dict[str, Tensor] | None:
-    """Members' changes as one; none where two are of one weight."""
-    known: set[Place] = set()
-    for member, found in zip(members, changes, strict=True):
-        places = _places(member, found)
-        if any(_overlap(one, other) for one in places for other in known):
-            return None
-        known |= places
-    return {key: tensor for found in changes for key, tensor in found.items()}
-
-
-def _places(member: Any, changes: Mapping[str, Tensor]) -> set[Place]:
-    """Which of the backbone's tensors these are, by its own names, and which slice of a fused one."""
-    sites = {site.key: site for site in member.sites}
-    found: set[Place] = set()
-    for key in changes:
-        place, _, name = key.partition(".")
-        site = sites[place]
-        found.add((f"{site.path}.{name}".removeprefix("."), site.span))
-    return found
-
-
-def _overlap(one: Place, other: Place) -> bool:
-    """Whether two such places are one or a part of the other; slices of a layer are q, k and v, all alike."""
-    return one[0] == other[0] and (one[1] == other[1] or None in (one[1], other[1]))
 
 
 def _runs_its_own_way(member: Any) -> bool:

@@ -46,8 +46,8 @@ class Isolation(nn.Module, ABC):
     asks: ClassVar[bool] = False  # `query` is wanted
     siteless: ClassVar[bool] = False  # attaches nowhere
     draws: bool = False  # training draws at random, so it answers otherwise than evaluation
-    delta_learns: ClassVar[bool] = True  # through `delta` gradients reach the parts
     tokens_stay: ClassVar[bool] = False  # tokens go through all later blocks; else each block's leave with it
+    owns_layers: ClassVar[bool] = False  # it has all that its sites have, buffers too, and they train as layers do
     acts: ClassVar[frozenset[str]] = frozenset()  # what of `attachment.ACTS` a class defines; found by itself
 
     def __init_subclass__(cls) -> None:
@@ -90,28 +90,16 @@ class Isolation(nn.Module, ABC):
         raise NotImplementedError
 
     def weights(self, part: Any, site: Site) -> Mapping[str, Tensor]:
-        """The tensors that stand in for the site's own, by their names in ``site.tensors``."""
+        """The tensors that stand in for the site's own, by their names in ``site.tensors`` and ``site.buffers``."""
         return {}
-
-    def statistics(self, part: Any, site: Site) -> Mapping[str, Tensor]:
-        """The buffers that stand in for the site's own, by their names in ``site.statistics``.
-
-        What owns all weights of a place owns its buffers too: BatchNorm counts in them while the module learns there,
-        and they are stored and restored with it.
-        """
-        return {}
-
-    def learns_at(self, site: Site) -> bool:
-        """Whether a place whose statistics it owns trains now; else it stays in evaluation mode."""
-        return self.training
 
     def delta(self, part: Any, site: Site) -> Tensor | Mapping[str, Tensor] | None:
         """The change of the site's weight that the part amounts to, (out_dim, in_dim), where there is one.
 
         Or the changes of several of the site's tensors by name; by default what `weights` changes.
         """
-        changed = self.weights(part, site)
-        return {name: tensor - site.tensors[name] for name, tensor in changed.items()} or None
+        own = self.weights(part, site)
+        return {name: own[name] - tensor for name, tensor in site.tensors.items() if name in own} or None
 
     def features(self, backbone: nn.Module, x: Tensor) -> Tensor:
         """The backbone's features under this module. (B, ...) -> (B, d)"""
@@ -150,6 +138,9 @@ class Isolation(nn.Module, ABC):
         if not self.sites and not self.siteless:
             raise OptionError("a module must attach somewhere", "sites")
         self.parts = nn.ModuleDict({site.key: self.make(site) for site in self.sites})
+        if self.owns_layers:
+            layers = [backbone.get_submodule(site.path) for site in self.sites]
+            self.draws = any(map(attachment.answers_otherwise_in_training, layers))
 
     @contextmanager
     def active(self, backbone: nn.Module, x: Tensor | None = None) -> Iterator[None]:
@@ -170,45 +161,27 @@ class Isolation(nn.Module, ABC):
 
         None at all where one of its parts is no such change.
         """
+        whole = all(self.delta(self.parts[site.key], site) is not None for site in self.sites)
+        return self.changed_weights() if whole else {}
+
+    def changed_weights(self) -> dict[str, Tensor]:
+        """By how much the backbone's weights are others while the module acts, by site and name.
+
+        What it computes beside the weights is not in there.
+        """
         found: dict[str, Tensor] = {}
         for site in self.sites:
-            delta = self._delta_by_name(site)
-            if delta is None:
-                return {}
-            found |= delta
+            delta = self.delta(self.parts[site.key], site)
+            named = {"weight": delta} if isinstance(delta, Tensor) else delta or {}
+            found |= {f"{site.key}.{name}": tensor.detach() for name, tensor in named.items()}
         return found
 
-    def changed_weights(self) -> dict[str, Tensor] | None:
-        """What of the backbone's weights differs while it is active, whatever it adds beside them, by site and name.
+    def layer_factors(self) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """A (r, in) and B (out, r) of whole layers by their paths, where that is how a module holds its change.
 
-        None where that cannot be told.
-        """
-        return {name: tensor for site in self.sites for name, tensor in (self._delta_by_name(site) or {}).items()}
-
-    def _delta_by_name(self, site: Site) -> dict[str, Tensor] | None:
-        delta = self.delta(self.parts[site.key], site)
-        if delta is None:
-            return None
-        named = {"weight": delta} if isinstance(delta, Tensor) else delta
-        return {f"{site.key}.{name}": tensor.detach() for name, tensor in named.items()}
-
-    def in_peft_format(self, inner: nn.Module, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """What peft would save of it, configuration and tensors, where it is made of peft's own layers.
-
-        ``inner`` is the model inside the backbone that peft would be given, ``prefix`` what the paths to it begin with.
-
-        Raises:
-            OptionError: it acts outside of that model.
+        The change of a layer's weight is ``scale`` B A. None where it holds parts for sites, or something else.
         """
         return None
-
-    def all_statistics(self) -> dict[str, Tensor]:
-        """The buffers that go with its `changes`, by site and name."""
-        found: dict[str, Tensor] = {}
-        for site in self.sites if "statistics" in self.acts else ():
-            own = self.statistics(self.parts[site.key], site)
-            found |= {f"{site.key}.{name}": tensor.detach() for name, tensor in own.items()}
-        return found
 
     @torch.no_grad()
     def moments(self, backbone: nn.Module, data: Iterable[Batch]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from forgetlab.backbones.sites import Site
 from forgetlab.batch import UNKNOWN, Batch
 from forgetlab.isolation.attachment import positions, skipped
 from forgetlab.isolation.frozen_features import FrozenWork
-from forgetlab.isolation.merger import Merger, by_place
+from forgetlab.isolation.merger import Merger
 from forgetlab.isolation.module import Isolation, Shared
 from forgetlab.isolation.router import Router
 from forgetlab.seeding import drawn_from
@@ -188,7 +188,7 @@ class IsolatedNetwork(Network):
 
 
 class Merged(Isolation):
-    """The backbone's weights with one change, made of the tasks'; buffers that are tasks' own are averaged."""
+    """The backbone's weights with one change, made of the tasks'."""
 
     def __init__(self, modules: Sequence[Isolation], changes: Mapping[str, Tensor]) -> None:
         super().__init__(())
@@ -198,25 +198,12 @@ class Merged(Isolation):
         for site in self.sites:
             names = {key.removeprefix(f"{site.key}."): key for key in changes if key.startswith(f"{site.key}.")}
             self.tensors[site.key] = {name: site.tensors[name] + changes[key] for name, key in names.items()}
-        self.averages = by_place([module.all_statistics() for module in modules], _average)
 
     def make(self, site: Site) -> nn.Module:
         return nn.Identity()
 
     def weights(self, part: Any, site: Site) -> Mapping[str, Tensor]:
         return self.tensors[site.key]
-
-    def statistics(self, part: Any, site: Site) -> Mapping[str, Tensor]:
-        keys = {name: f"{site.key}.{name}" for name in site.statistics}
-        return {name: self.averages[key] for name, key in keys.items() if key in self.averages}
-
-    def learns_at(self, site: Site) -> bool:
-        return False
-
-
-def _average(each: Tensor) -> Tensor:
-    """Of a buffer over tasks; a count stays a count. (T, ...) -> (...)"""
-    return each.mean(0, dtype=torch.float64).to(each.dtype)
 
 
 class Data:

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from forgetlab.backbones.sites import LINEAR, Site
 from forgetlab.plugins.options import OptionError, suggestion
 
+ADAPTER = "default"  # what peft calls the one adapter of a layer
 OURS = {"PREFIX_TUNING": "prefix", "P_TUNING": "p_tuning"}  # of those that learn prompts; else `prompt`
 UNFIT = {
     "ADALORA": "wants calls of its own while it trains",
@@ -77,7 +79,7 @@ def tuner_layers(kinds: tuple[type, type], options: Mapping[str, Any], backbone:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of layers that it has not met
-            kinds[1](shell, kinds[0](**options), "default")
+            kinds[1](shell, kinds[0](**options), ADAPTER)
     except (ValueError, TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
         raise OptionError(f"peft: {str(error).strip().splitlines()[0]}", "config") from error
     found = {path: module for path, module in shell.named_modules() if _is_layer(module) and ".base_layer" not in path}
@@ -109,59 +111,74 @@ def _once(found: Iterable[nn.Module]) -> None:
             seen.add(id(child))
 
 
-@torch.no_grad()
-def merged_changes(layer: nn.Module, base: nn.Module) -> dict[str, Tensor] | None:
-    """What a tuner's layer makes of its base layer's tensors, as changes by name; None where it cannot be merged.
+def weight_change(layer: nn.Module, base: nn.Module) -> dict[str, Tensor] | None:
+    """By how much a tuner's layer changes the tensors of its base layer, as that stores them, by their names.
 
-    The tuner merges itself into a copy, in double precision: in single precision the difference of two weights would
-    have the weights' rounding in it, and full rank.
+    It is what peft's merging does to a copy; where a layer tells its change itself and that is the same, it is taken
+    from there, free of the rounding of a sum. None where peft cannot merge.
     """
-    held = copy.deepcopy(base).double()
-    whole: Any = _in_double(copy.deepcopy(layer)).eval()
-    whole._modules["base_layer"] = held
-    before = {name: tensor.clone() for name, tensor in held.named_parameters()}
+    whole: Any = copy.deepcopy(layer)
+    whole._modules["base_layer"] = merged = copy.deepcopy(base)
+    before = {name: tensor.clone() for name, tensor in merged.state_dict().items()}
+    told = _told_change(whole)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            whole.merge(safe_merge=True)
-    except (NotImplementedError, ValueError, RuntimeError, TypeError, AttributeError):
+        with torch.no_grad():
+            whole.merge(adapter_names=[ADAPTER])
+    except (NotImplementedError, AttributeError, ValueError, RuntimeError):
         return None
-    after = dict(whole.get_base_layer().named_parameters())
-    if after.keys() != before.keys():
+    changes = {name: tensor - before[name] for name, tensor in merged.state_dict().items()}
+    if (
+        told is not None
+        and told.shape == changes["weight"].shape
+        and torch.allclose(told, changes["weight"], atol=1e-6)
+    ):
+        changes["weight"] = told
+    return {name: change for name, change in changes.items() if change.any()} or {"weight": changes["weight"]}
+
+
+def _told_change(layer: Any) -> Tensor | None:
+    try:
+        with torch.no_grad():
+            told = layer.get_delta_weight(ADAPTER)
+    except (NotImplementedError, AttributeError, TypeError, ValueError, RuntimeError):
         return None
-    kinds = {name: tensor.dtype for name, tensor in base.named_parameters()}
-    return {name: (after[name] - tensor).to(kinds[name]) for name, tensor in before.items()}
+    return told.detach() if isinstance(told, Tensor) else None
 
 
-def _in_double(layer: nn.Module) -> nn.Module:
-    """The layer in double precision, with what it shares with others: see `_once`."""
-    for value in vars(layer).values():
-        if isinstance(value, nn.Module):
-            value.double()
-    return layer.double()
+def by_site(sites: Iterable[Site], path: str, base: nn.Module, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's changes by the sites that it holds, as our modules name and shape theirs.
 
-
-def saved(
-    kinds: tuple[type, type], options: Mapping[str, Any], inner: nn.Module, layers: Mapping[str, nn.Module]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What peft saves of these layers: its configuration, as JSON holds it, and its tensors by its own names.
-
-    ``inner`` is the model that the layers' paths are in; it is not touched.
+    Of a linear role each site has its own slice, upright; else the layer is one of a block's.
     """
-    import peft
+    found: dict[str, Tensor] = {}
+    here = list(sites)
+    linear = [site for site in here if site.role in LINEAR and site.path == path]
+    for site in linear:
+        for name, change in changes.items():
+            turned = name == "weight" and type(base).__name__ == "Conv1D"
+            found[f"{site.key}.{name}"] = (change.T if turned else change)[site.part]
+    if not linear:
+        block = next(site for site in here if site.role == "block" and path.startswith(f"{site.path}."))
+        inside = path.removeprefix(f"{block.path}.")
+        found |= {f"{block.key}.{inside}.{name}": change for name, change in changes.items()}
+    return found
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        model: Any = peft.PeftModel(copy.deepcopy(inner), kinds[0](**options))  # type: ignore[arg-type]
-        for path, layer in layers.items():
-            model.get_base_model().get_submodule(path).load_state_dict(layer.state_dict(), strict=False)
-        tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    config = model.peft_config["default"]
-    config.inference_mode = True
-    return {name: _plain(value) for name, value in config.to_dict().items()}, dict(tensors)
+
+def common_scale(layers: Iterable[nn.Module]) -> float | None:
+    """What LoRA's B A is multiplied with in the first of these layers; None where one of them is no plain LoRA."""
+    scales = [_scale(layer) for layer in layers]
+    return None if None in scales else scales[0]
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, set):
-        return sorted(value)
-    return getattr(value, "value", value)  # of an enumeration
+def lora_factors(layer: Any, scale: float) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) of a layer of LoRA whose change is ``scale`` B A."""
+    a, b = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
+    own = layer.scaling[ADAPTER]
+    return a, b if own == scale else b * (own / scale)
+
+
+def _scale(layer: Any) -> float | None:
+    linear = isinstance(getattr(layer, "lora_A", None), nn.ModuleDict) and ADAPTER in layer.lora_A
+    if not linear or getattr(layer, "lora_variant", None) or layer.lora_A[ADAPTER].weight.dim() != 2:
+        return None  # a variant such as DoRA changes weights by more than B A
+    return float(layer.scaling[ADAPTER])

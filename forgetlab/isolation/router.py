@@ -13,7 +13,8 @@ from torch import Tensor
 class Router(ABC):
     """Infers the task of a sample from the bare backbone's features, each sample for itself."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"boundaries", "passes"})  # "passes": where `fit` reads features
+    # "passes": where `fit` reads features; "classes": where it needs two classes or more in each task
+    needs: ClassVar[frozenset[str]] = frozenset({"boundaries", "passes"})
 
     @abstractmethod
     def fit(self, task: int, features: Tensor, labels: Tensor) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from forgetlab.avalanche.api import SupervisedPlugin
-from forgetlab.isolation.attachment import placed, standing_in_statistics
-from forgetlab.isolation.combined_module import members_of
+from forgetlab.isolation.attachment import placed
 from forgetlab.isolation.module import Isolation
 from forgetlab.plugins.options import OptionError
 from forgetlab.training.loop import progress
@@ -58,7 +57,7 @@ class Adapted(nn.Module):
         For a module whose `changes` are told.
         """
         pairs = []
-        for member in members_of(self.module):
+        for member in _members(self.module):
             for site in member.sites:
                 change: Any = member.delta(member.parts[site.key], site)
                 named = {"weight": change} if isinstance(change, Tensor) else change
@@ -72,10 +71,14 @@ class Adapted(nn.Module):
             parameter = merged.get_parameter(name)
             parameter.data = tensor.detach().clone()
             parameter.requires_grad_()
-        for member in members_of(self.module):
-            for name, buffer in standing_in_statistics(member, self.backbone).items():
-                merged.get_buffer(name).copy_(buffer)
         return merged
+
+
+def _members(module: Any) -> list[Isolation]:
+    """A module itself, or those that act as one."""
+    if not hasattr(module, "members"):
+        return [module]
+    return [inner for member in module.members for inner in _members(member)]
 
 
 def refuse_unshareable(module: Isolation) -> None:
@@ -84,7 +87,7 @@ def refuse_unshareable(module: Isolation) -> None:
     Raises:
         OptionError: with the reason.
     """
-    for kind in map(type, members_of(module)):
+    for kind in map(type, _members(module)):
         does = {hook for hook in HOOKS if getattr(kind, hook) is not getattr(Isolation, hook)}
         prunes = {"step", "materialise"} <= does  # once, for the task at hand
         if does & {"begin", "end"} or prunes or kind.asks or kind.speaks_for_all:

@@ -43,6 +43,9 @@ def _replay(replay: Replay, context: Context, network: Network) -> list[Any]:
     found: list[Any] = []
     if replay.memory is not None:
         memory = built("memory", replay.memory)
+        memory.batch_size, memory.weight = replay.batch_size, replay.weight
+        samples = sum(len(task.train.y) for task in context.scenario.tasks)
+        memory.slots.capacity = min(memory.slots.capacity, samples)  # no more can come than there is
         as_they_came = replay.depth is None and not memory.inside
         memory.slots.as_bytes = as_they_came and context.scenario.tasks[0].train.x.dtype == torch.uint8
         for part in ("sampler", "rehearsal"):

@@ -97,7 +97,13 @@ class ClosedForm(Learner):
 def count_pass(counts: Counts, learned: Iterable[Tensor], n: int, loop: TensorPath | None = None) -> None:
     """Count one pass over n samples from which these tensors are learned, after what a loop trained."""
     if loop is None:
-        for per_task in (counts.trainable, counts.updates, counts.samples_seen, counts.samples_replayed):
+        for per_task in (
+            counts.trainable,
+            counts.updates,
+            counts.extra_updates,
+            counts.samples_seen,
+            counts.samples_replayed,
+        ):
             per_task.append(0)
     else:
         counts.add(loop)

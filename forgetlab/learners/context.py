@@ -13,7 +13,7 @@ from torch import nn
 
 from forgetlab.avalanche.api import CLScenario, SupervisedPlugin
 from forgetlab.avalanche.tensor_data import Columns
-from forgetlab.experiment import ResolvedSpec, Run
+from forgetlab.experiment import Budget, ResolvedSpec, Run
 from forgetlab.isolation.frozen_features import FrozenWork
 from forgetlab.isolation.shared_module import Adapted
 from forgetlab.plugins.registry import built
@@ -86,13 +86,14 @@ class Context:
         plugins: list[SupervisedPlugin] | None = None,
         first_task: int = 0,
         stock: ResolvedSpec | None = None,
+        budget: Budget | None = None,
     ) -> TensorPath:
-        """A training loop; ``stock`` is one of Avalanche's strategies and its arguments."""
+        """A training loop; ``stock`` is one of Avalanche's strategies and its arguments, ``budget`` not the run's."""
         kind = Loop if stock is None else partial(stock_loop, stock)
         return kind(
             model=network,
             train=self.run.train,
-            budget=self.run.protocol.budget,
+            budget=self.run.budget if budget is None else budget,
             plugins=plugins or [],
             device=self.device,
             seed=self.run.seed_of("data_order"),

@@ -22,16 +22,18 @@ class Counts:
     memory_bytes: int | None = 0  # that are kept beside, to learn on: buffers, importances; None where not known
     trainable: list[int] = field(default_factory=list)
     updates: list[int] = field(default_factory=list)
+    extra_updates: list[int] = field(default_factory=list)  # of networks beside the one that answers: a generator's
     samples_seen: list[int] = field(default_factory=list)
     samples_replayed: list[int] = field(default_factory=list)
     backbone_parameters: int | None = None
     prices: list[Price] = field(default_factory=list)  # of each task, see `forgetlab.costs.ledger`
 
-    def add(self, loop: TensorPath, replayed: int = 0) -> None:
-        """The task that this loop trained last."""
+    def add(self, loop: TensorPath, replayed: int = 0, extra_updates: int = 0) -> None:
+        """The task that this loop trained last, with what its plug-ins drew beside, and took steps of their own."""
         parameters = [p for group in loop.optimizer.param_groups for p in group["params"]]
         self.trainable.append(sum(p.numel() for p in parameters))
         self.updates.append(loop.steps)
+        self.extra_updates.append(extra_updates)
         self.samples_seen.append(loop.seen)
         self.samples_replayed.append(replayed)
 
@@ -41,11 +43,12 @@ class Counts:
         self.stored_bytes = copies * byte_count(tensors)
 
     def as_plain(self) -> dict[str, Any]:
-        per_task = {name: getattr(self, name) for name in ("trainable", "updates", "samples_seen", "samples_replayed")}
+        names = ("trainable", "updates", "extra_updates", "samples_seen", "samples_replayed")
+        per_task = {name: getattr(self, name) for name in names}
         total = {name: sum(values) for name, values in per_task.items() if name != "trainable"}
         total["trainable"] = max(self.trainable, default=0)
-        names = ("parameters", "stored_bytes", "memory_bytes", "backbone_parameters")
-        totals = {name: getattr(self, name) for name in names}
+        kept = ("parameters", "stored_bytes", "memory_bytes", "backbone_parameters")
+        totals = {name: getattr(self, name) for name in kept}
         prices = {name: [price[name] for price in self.prices] for name in (*STEP, *KEPT) if self.prices}
         rows = {name: list(values) for name, values in per_task.items()}
         return {"per_task": {**rows, **prices}, "total": {**total, **totals}}

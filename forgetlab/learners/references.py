@@ -5,12 +5,15 @@ Joint is a reference, not an upper bound: where the stream drifts, or where more
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 from torch import nn
 
 from forgetlab.avalanche.tensor_data import together
+from forgetlab.experiment import Budget, Train
 from forgetlab.isolation.classifier import Ridge
 from forgetlab.learners.closed_form import ClosedForm
 from forgetlab.learners.context import Context
@@ -29,10 +32,23 @@ def naive() -> Learner:
 
 @register("reference", "joint")
 class Joint(Learner):
-    """For each k a model trained from the start on tasks 1..k together, as many passes over each sample as others."""
+    """For each k a model trained from the start on tasks 1..k together, with the work that the others have had by then.
 
-    def __init__(self, prefixes: Literal["all", "final"] = "all") -> None:
-        self.prefixes = prefixes
+    Under ``budget: {updates: N}`` that is k x N steps, under epochs as many passes over each sample; where tasks have
+    unlike numbers of epochs, as many steps as their passes have one after another. ``updates`` says otherwise: so many
+    steps for the model of all tasks of the stream, and for that of tasks 1..k the share that these have of the others'
+    planned steps, rounded up. ``prefixes: final`` trains the model of all tasks alone.
+    """
+
+    def __init__(self, prefixes: Literal["all", "final"] = "all", updates: PositiveInt | None = None) -> None:
+        self.prefixes, self.updates = prefixes, updates
+
+    def budget(self, task: int, given: Budget, sizes: Sequence[int], train: Train) -> Budget:
+        """What the model has that learns the tasks up to this one; ``sizes``: the training samples of every task."""
+        if self.updates is None:
+            return given.of_tasks_together(sizes[: task + 1], train)
+        planned = given.planned_updates(sizes, train)
+        return Budget(updates=math.ceil(self.updates * sum(planned[: task + 1]) / sum(planned)))
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
@@ -43,7 +59,12 @@ class Joint(Learner):
         if self.prefixes == "final" and task + 1 < len(context.scenario.tasks):
             return
         self.network = context.shared_network(context.scenario.task_known_at_test)
-        self.loop = context.loop(self.network, first_task=task)
+        sizes = [len(one.train.y) for one in context.scenario.tasks]
+        budget = self.budget(task, context.run.budget, sizes, context.run.train)
+        self.loop = context.loop(self.network, first_task=task, budget=budget)
+        if (steps := budget.updates_of(task)) is not None:
+            given = context.run.budget
+            self.loop.schedule_stretch = steps / (given.updates_of(task) or given.epochs_of(task) or steps)
         stream = context.benchmark.streams["train"]
         self.loop.train(together([stream[i].dataset for i in range(task + 1)]), [])
         self.counts.add(self.loop)

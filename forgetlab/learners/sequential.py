@@ -38,7 +38,9 @@ class Sequential(Learner):
 
     def learn(self, task: int) -> None:
         self.loop.train(self.context.benchmark.streams["train"][task], [])
-        self.counts.add(self.loop, sum(getattr(plugin, "replayed", 0) for plugin in self.plugins))
+        replayed = sum(getattr(plugin, "replayed", 0) for plugin in self.plugins)
+        extra_updates = sum(getattr(plugin, "extra_updates", 0) for plugin in self.plugins)
+        self.counts.add(self.loop, replayed, extra_updates)
         if self.context.scenario.one_pass:
             routed = self.context.run.task_identity == "routed"  # training tells the task, which a router has to find
             self.prequential.append(None if routed else self.loop.prequential)

@@ -27,13 +27,23 @@ from forgetlab.metrics.accuracy_matrix import (
 )
 from forgetlab.metrics.definition_texts import METRICS, NEEDS, Metric, describe_metric
 from forgetlab.metrics.equivalence import LEVEL, Difference, Sample, difference, verdict
-from forgetlab.metrics.intervals import Interval, disjoint, equivalent, paired_interval, t_interval
+from forgetlab.metrics.intervals import (
+    UNBOUNDED,
+    Bounds,
+    Interval,
+    disjoint,
+    equivalent,
+    paired_interval,
+    t_interval,
+)
 
 __all__ = [
     "LEVEL",
     "METRICS",
     "NEEDS",
+    "UNBOUNDED",
     "Array",
+    "Bounds",
     "Difference",
     "Interval",
     "Matrix",

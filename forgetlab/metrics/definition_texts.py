@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import math
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from forgetlab.metrics import accuracy_matrix, scores_beside_accuracy
+from forgetlab.metrics.intervals import UNBOUNDED, Bounds
 from forgetlab.metrics.price_definitions import PRICES
 
+SHARE: Bounds = (0.0, 1.0)  # an accuracy, or what an accuracy has fallen by from its best
+OF_SHARES: Bounds = (-1.0, 1.0)  # a difference of two accuracies
 NEEDS = {
     "": "the accuracy matrix a",
     "initial": "the accuracy matrix a, and the accuracy before any training",
@@ -32,6 +36,7 @@ class Metric:
     differs: str  # how other frameworks define it
     higher_is_better: bool = True
     needs: str = ""  # a key of NEEDS
+    bounds: Bounds = SHARE  # an interval over seeds is cut to them
 
     @property
     def name(self) -> str:
@@ -76,6 +81,7 @@ _ALL = (
         source="Lomonaco et al. 2021 (Avalanche), arXiv:2104.00405",
         differs='What Avalanche calls "forgetting"; Mammoth, PILOT and Renate mean best minus last.',
         higher_is_better=False,
+        bounds=OF_SHARES,
     ),
     Metric(
         accuracy_matrix.backward_transfer,
@@ -84,6 +90,7 @@ _ALL = (
         source="Lopez-Paz & Ranzato 2017, arXiv:1706.08840",
         differs="Avalanche (as minus its forgetting) and Mammoth agree. continuum takes the mean over all "
         "pairs i > j instead of the last row.",
+        bounds=OF_SHARES,
     ),
     Metric(
         accuracy_matrix.forward_transfer,
@@ -94,6 +101,7 @@ _ALL = (
         "relative_learning_accuracy. Mammoth takes a[0,j] from the model already trained on task j-1, which "
         "gives about 0 for most methods.",
         needs="initial",
+        bounds=OF_SHARES,
     ),
     Metric(
         accuracy_matrix.learning_accuracy,
@@ -108,6 +116,7 @@ _ALL = (
         "1/m Σ_{j>k-m} a[j,j] - 1/m Σ_{j≤m} a[j,j], m = k/10 rounded down; from 20 tasks on",
         source="after Dohare et al. 2024, arXiv:2306.13812 (accuracy by task, as a curve)",
         differs="No other framework has it. It means something where tasks are equally hard, as under permutations.",
+        bounds=OF_SHARES,
     ),
     Metric(
         accuracy_matrix.relative_learning_accuracy,
@@ -116,6 +125,7 @@ _ALL = (
         source="after Veniat et al. 2021 (CTrL), arXiv:2012.12631 (transfer, there on the last task)",
         differs="clarena calls this forward transfer; the other frameworks lack it.",
         needs="separate",
+        bounds=OF_SHARES,
     ),
     Metric(
         accuracy_matrix.intransigence,
@@ -126,6 +136,7 @@ _ALL = (
         "classes in class-incremental streams, which makes sham negative values.",
         higher_is_better=False,
         needs="joint",
+        bounds=OF_SHARES,
     ),
     Metric(
         accuracy_matrix.normalised_accuracy,
@@ -135,6 +146,7 @@ _ALL = (
         differs="clarena normalises forgetting, between joint and a random model. Normalising between naive "
         "and joint explodes where naive hardly forgets.",
         needs="joint",
+        bounds=UNBOUNDED,
     ),
     Metric(
         accuracy_matrix.pretrained_forgetting,
@@ -145,6 +157,7 @@ _ALL = (
         "drop may be a rotation of the features as well as a loss of knowledge.",
         higher_is_better=False,
         needs="pretrained",
+        bounds=OF_SHARES,
     ),
     Metric(
         scores_beside_accuracy.router_accuracy,
@@ -187,6 +200,7 @@ _ALL = (
         differs="In nats, over the classes that compete at test; ridge gives no probabilities, so it has no value.",
         higher_is_better=False,
         needs="score",
+        bounds=(0.0, math.inf),
     ),
     Metric(
         accuracy_matrix.prequential_accuracy,
@@ -220,6 +234,7 @@ def describe_metric(name: str) -> str:
     facts = {
         "meaning": metric.meaning,
         "better": "higher" if metric.higher_is_better else "lower",
+        "interval": _interval_text(metric.bounds),
         "needs": NEEDS[metric.needs],
         "source": metric.source,
         "elsewhere": metric.differs,
@@ -228,3 +243,16 @@ def describe_metric(name: str) -> str:
     for label, text in facts.items():
         lines += textwrap.wrap(text, 96, initial_indent=f"{label:<11}", subsequent_indent=" " * 11)
     return "\n".join(lines)
+
+
+def _interval_text(bounds: Bounds) -> str:
+    """How the interval over seeds is made.
+
+    >>> _interval_text((0.0, 1.0))
+    "95 % t-interval over seeds, cut to the metric's bounds [0, 1]"
+    """
+    how = "95 % t-interval over seeds"
+    if bounds == UNBOUNDED:
+        return f"{how}; the metric has no bounds"
+    low, high = (f"{bound:g}".replace("inf", "∞") for bound in bounds)
+    return f"{how}, cut to the metric's bounds [{low}, {high}]"

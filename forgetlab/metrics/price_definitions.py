@@ -19,6 +19,11 @@ PRICES: Mapping[str, str] = {  # name -> definition; a mean over tasks where eac
     "flops_backward": "the same for the gradient by what is trained",
     "saved_activation_bytes": "bytes per sample that a training step keeps for its backward pass, each storage once, "
     "without parameters",
-    "latency": "time to answer under a module over that of the bare backbone: median of paired ratios, batches of 8",
+    "latency": "time to answer under the first task's module over that of the bare backbone, batches of 8: both are "
+    "called in turn, and of each the shortest call counts, in processor time (with a GPU by the wall clock, its queue "
+    "emptied before and after)",
+    "seconds": "processor time of the whole run, of all threads of its process: training, evaluation and what is "
+    "written; work on a GPU is not in it, but waiting for that is. timing.json holds it as processor_seconds, "
+    "beside wall_seconds. Of a run that an earlier version made only the wall clock is known, so it has none",
     "backbone_parameters": "numbers of the backbone",
 }

@@ -111,15 +111,18 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def unknown_key(key: str, valid: Iterable[str] | None = None, within: str = "") -> str:
+def unknown_key(key: str, valid: Iterable[str] | None = None, within: str = "", *, said: str | None = None) -> str:
     """What is said of a key that nothing takes, with the nearest valid one, or with all where none is near.
 
-    ``valid``: None where it is not known what stands beside it; ``within``: the key that it stands under.
+    ``valid``: None where it is not known what stands beside it; ``within``: the key that it stands under;
+    ``said``: how what it means is said here, where that is known.
 
     >>> unknown_key("stren", ["strength"]), unknown_key("x", ["strength", "name"], within="train")
     ("unknown key 'stren'; did you mean 'strength'?", "unknown key 'x' in train; valid keys: strength, name")
     """
     place = f" in {within}" if within else ""
+    if said is not None:
+        return f"unknown key {key!r}{place}; {said}"
     if valid is None:
         return f"unknown key {key!r}{place}"
     known = list(valid)

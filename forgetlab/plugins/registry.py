@@ -17,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -33,6 +34,7 @@ ENTRY_POINTS = "forgetlab.plugins"
 PLUGIN_PACKAGES = ("forgetlab.strategies", "forgetlab.scenarios")  # every file in them registers something
 REGISTERING = (  # and these files of the core
     "forgetlab.backbones.cnn",
+    "forgetlab.backbones.resnet",
     "forgetlab.backbones.dinov2",
     "forgetlab.backbones.hugging_face",
     "forgetlab.backbones.minilm",
@@ -90,6 +92,7 @@ class Plugin:
     kind: str
     name: str
     factory: Callable[..., Any]
+    renewed: str | None = None  # the day since which it computes other numbers than before
 
     @property
     def module(self) -> str:
@@ -105,17 +108,23 @@ _broken: dict[str, str] = {}  # entry points that did not load, and why
 _files: dict[Path, str] = {}  # plug-in files that were loaded, and the digest of what was loaded
 
 
-def register(kind: str, name: str) -> Callable[[T], T]:
+def register(kind: str, name: str, *, renewed: str | None = None) -> Callable[[T], T]:
     """Make a class or function known as ``name``.
 
+    Args:
+        renewed: the day (YYYY-MM-DD) since which equal options give other numbers, so that `forgetlab runs adopt`
+            takes over no run that was made before it.
+
     Raises:
-        PluginError: the kind does not exist, or another plug-in has the name.
+        PluginError: the kind does not exist, another plug-in has the name, or ``renewed`` is no day.
     """
     if kind not in KINDS:
         raise PluginError(f"no kind {kind!r} of plug-in{suggestion(kind, KINDS)}")
+    if renewed is not None and not _is_day(renewed):
+        raise PluginError(f"'renewed' of {kind} {name!r} should be a day such as 2026-12-01, not {renewed!r}")
 
     def add(factory: T) -> T:
-        new = Plugin(kind, name, factory)
+        new = Plugin(kind, name, factory, renewed)
         old = _plugins.get((kind, name))
         if old is not None and old.source != new.source:
             raise PluginError(f"{kind} {name!r} exists already, in {old.module}; choose another name")
@@ -123,6 +132,13 @@ def register(kind: str, name: str) -> Callable[[T], T]:
         return factory
 
     return add
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 def available(kind: str) -> list[str]:

@@ -17,6 +17,7 @@ from forgetlab.plugins.options import OptionError
 from forgetlab.plugins.registry import built
 from forgetlab.regularization.keeper import Keeper
 from forgetlab.replay import latent
+from forgetlab.replay.rehearsal import Rehearsal
 from forgetlab.training.network import SharedNetwork
 
 
@@ -68,12 +69,7 @@ def _replay(replay: Replay, experiment: Experiment) -> Iterator[Problem]:
     memory = None if replay.memory is None else _of("memory", replay.memory)
     rehearsal = None if replay.rehearsal is None else _of("rehearsal", replay.rehearsal)
     sampler = None if replay.sampler is None else _of("sampler", replay.sampler)
-    if replay.projection is not None:
-        if _of("projection", replay.projection).references == "none":
-            yield ("replay", "projection"), "this one needs no old samples: write it under 'regularization:'"
-        for part in ("sampler", "rehearsal", "depth"):
-            if getattr(replay, part) is not None:
-                yield ("replay", part), "a projection looks at what is drawn and does not train on it: leave one out"
+    yield from _projected(replay)
     if memory is not None and not memory.has_slots:
         for part in ("sampler", "projection", "depth"):
             if getattr(replay, part) is not None:
@@ -82,8 +78,34 @@ def _replay(replay: Replay, experiment: Experiment) -> Iterator[Problem]:
         yield from _reading(replay, memory, {"memory": memory, "sampler": sampler, "rehearsal": rehearsal})
     if rehearsal is not None and rehearsal.from_scratch and replay.sampler is not None:
         yield ("replay", "sampler"), "nothing is drawn: the model learns what is kept, all of it"
+    if rehearsal is not None:
+        yield from _weighed(replay, rehearsal)
     if replay.general is not None and replay.general.data is None and experiment.pretrain is None:
         yield ("replay", "general"), "nothing was pretrained that could be general: name its 'data'"
+
+
+def _projected(replay: Replay) -> Iterator[Problem]:
+    """What stands beside a projection, which looks at old samples and does not train on them."""
+    if replay.projection is None:
+        return
+    if _of("projection", replay.projection).references == "none":
+        yield ("replay", "projection"), "this one needs no old samples: write it under 'regularization:'"
+    if _of("projection", replay.projection).references == "tasks" and replay.batch_size is not None:
+        yield ("replay", "batch_size"), "nothing is drawn: this one looks at all that is kept, task by task"
+    for part in ("sampler", "rehearsal", "depth", "weight"):
+        if getattr(replay, part) is not None:
+            yield ("replay", part), "a projection looks at what is drawn and does not train on it: leave one out"
+
+
+def _weighed(replay: Replay, rehearsal: type[Rehearsal]) -> Iterator[Problem]:
+    """A batch or a weight of what is drawn, beside a loss that has no use for it."""
+    name = (replay.rehearsal or {})["name"]
+    if rehearsal.from_scratch and replay.batch_size is not None:
+        yield ("replay", "batch_size"), f"nothing is drawn beside new samples: {name} learns what is kept, all of it"
+    if replay.weight is not None and rehearsal.parts is Rehearsal.parts:
+        own = [option.name for option in registry.parameters(registry.find("rehearsal", name))]
+        instead = f"; its own options are {', '.join(own)}" if own else ""
+        yield ("replay", "weight"), f"{name} has no loss of new and of drawn samples apart to be weighed{instead}"
 
 
 def _keep_inside(entry: Strategy, depth: int, backbone: nn.Module) -> None:

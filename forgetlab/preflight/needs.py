@@ -11,23 +11,31 @@ from typing import Any
 
 from forgetlab.experiment import ORACLE, REGULARIZATION, Experiment, KeyPath, Problem, Strategy
 from forgetlab.plugins import registry
+from forgetlab.replay.memory import BY_TASKS
 from forgetlab.streams.scenario import Scenario
 
 UNTOLD = {"head": "fixed", "loss_classes": "all", "reset_optimizer": False}  # what no boundary has to be known for
 WHY = {
     "boundaries": "it has to be told when a task ends, which this stream does not tell",
+    "classes": "it compares how sure each task's own softmax is, and one over a single class always is, whatever the "
+    "sample; where tasks have one class 'prototype', 'mahalanobis' or 'kmeans' can tell them apart",
     "passes": "it goes over a task's data a second time, and in this stream every sample passes by once",
 }
 
 
 def unmet_needs(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]:
     """Where the file asks for more than the stream gives."""
-    missing = {"boundaries": not scenario.boundaries_known, "passes": scenario.one_pass}
+    missing = {
+        "boundaries": not scenario.boundaries_known,
+        "passes": scenario.one_pass,
+        "classes": any(len(task.classes) == 1 for task in scenario.tasks),
+    }
     protocol = experiment.protocol
     if missing["boundaries"] and any(getattr(protocol, key) != value for key, value in UNTOLD.items()):
         written = ", ".join(f"{key}: {str(value).lower()}" for key, value in UNTOLD.items())
         yield ("scenario",), f"the stream does not tell where tasks begin, so it needs 'protocol: {{{written}}}'"
-    if missing["passes"] and protocol.budget.epochs != 1:
+    passes = {protocol.budget.epochs_of(task) for task in range(len(scenario.tasks))}
+    if missing["passes"] and passes != {1}:
         yield (
             ("protocol", "budget"),
             "the stream is online, every sample passes by once, so write 'budget: {epochs: 1}'",
@@ -44,6 +52,8 @@ def _needs(entry: Strategy) -> Iterator[tuple[KeyPath, frozenset[str]]]:
         for part in ("memory", "sampler", "rehearsal", "projection"):
             if (spec := getattr(entry.replay, part)) is not None:
                 yield ("replay", part), _of(part, spec)
+        if entry.replay.weight == BY_TASKS:
+            yield ("replay", "weight"), frozenset({"boundaries"})
     for i, spec in enumerate(entry.regularization or ()):
         yield ("regularization", i), _of(registry.kind_of(spec["name"], REGULARIZATION), spec)
     if entry.isolation is not None:
@@ -58,4 +68,6 @@ def _needs(entry: Strategy) -> Iterator[tuple[KeyPath, frozenset[str]]]:
 
 
 def _of(kind: str, spec: dict[str, Any]) -> frozenset[str]:
-    return getattr(registry.find(kind, spec["name"]).factory, "needs", frozenset())
+    factory = registry.find(kind, spec["name"]).factory
+    by_options = getattr(factory, "needs_of", None)  # where an option decides
+    return getattr(factory, "needs", frozenset()) | (by_options(spec) if by_options else frozenset())

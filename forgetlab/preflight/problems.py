@@ -22,7 +22,7 @@ from forgetlab.isolation.shared_module import refuse_unshareable
 from forgetlab.plugins import registry
 from forgetlab.plugins.options import OptionError
 from forgetlab.plugins.registry import built
-from forgetlab.preflight import combinations, needs, search
+from forgetlab.preflight import batches_of_one, combinations, needs, search, train_keys
 from forgetlab.streams import soundness
 from forgetlab.streams.scenario import Scenario, Task, pretraining_tasks
 from forgetlab.training import augmentation, pretraining
@@ -69,7 +69,9 @@ def _backbone(found: list[Problem], experiment: Experiment, references: list[Any
     if scenario is None or unsound != []:
         found += [(("scenario",), message) for message in unsound or []]
         return None, torch.empty(0)
-    found += needs.unmet_needs(experiment, scenario)
+    wrong_length = list(_budget_problems(experiment, scenario))
+    found += wrong_length or needs.unmet_needs(experiment, scenario)
+    found += [] if wrong_length else train_keys.train_problems(experiment, scenario)
     found += search.search_stream_problems(experiment, scenario)
     for i, check in enumerate(getattr(reference, "check", None) for reference in references):
         if check is not None:
@@ -86,7 +88,18 @@ def _backbone(found: list[Problem], experiment: Experiment, references: list[Any
     )
     if pretrain is not None and tasks and backbone is not None:
         found += _pretraining_problems(experiment, backbone, as_input(tasks[0].train.x[:2]))
+    if backbone is not None:
+        found += batches_of_one.batch_of_one_problems(experiment, scenario, backbone, x)
     return backbone, x
+
+
+def _budget_problems(experiment: Experiment, scenario: Scenario) -> Iterator[Problem]:
+    """A list of another length than the stream."""
+    budget, n_tasks = experiment.protocol.budget, len(scenario.tasks)
+    if budget.listed is not None and len(budget.listed) != n_tasks:
+        unit = "epochs" if budget.updates is None else "updates"
+        told = f"a list of {len(budget.listed)}, and the stream has {n_tasks} tasks"
+        yield ("protocol", "budget", unit), f"{told}: write a number for each, or one for all"
 
 
 def _pretraining_problems(experiment: Experiment, backbone: nn.Module, x: Tensor) -> list[Problem]:
@@ -154,7 +167,19 @@ def _stock_problems(
             kind = next(key for key in stock.KINDS if key in spec)
             message = f"{OWN_BATCHES}; give this entry 'train: {{augment: {{}}}}', or use a memory under 'replay:'"
             found.append(((*place, "avalanche", kind), message))
+        if loop is not None:
+            found += _stock_steps(loop, train, place, next(key for key in stock.KINDS if key in spec))
     return found
+
+
+def _stock_steps(loop: TensorPath, train: Train, place: KeyPath, kind: str) -> Iterator[Problem]:
+    """What of `train` Avalanche's own steps and loaders pass by."""
+    passed = [("drop_last", loop.brings_batches, "its batches come from a loader of its own")]
+    passed += [(key, loop.steps_itself, "it takes its steps by itself") for key in ("schedule", "clip")]
+    for key, past, why in passed:
+        if past and getattr(train, key):
+            message = f"'{key}' of 'train:' does not reach it: {why}; give this entry 'train: {{{key}: null}}'"
+            yield (*place, "avalanche", kind), message
 
 
 def _stock_loop(spec: ResolvedSpec, settings: dict[str, Any]) -> TensorPath:
@@ -193,7 +218,6 @@ def _fits(spec: ResolvedSpec, entry: Strategy, backbone: nn.Module, x: Tensor) -
     if entry.shared:
         refuse_unshareable(module)
     module.attach(backbone)
-    module.eval()  # its batch may hold one sample
     module.query = backbone(x) if module.asks else None
     module.begin(
         [Batch(x, torch.zeros(len(x), dtype=torch.int64), torch.zeros(len(x), dtype=torch.int64))], [], {}, backbone
@@ -201,6 +225,8 @@ def _fits(spec: ResolvedSpec, entry: Strategy, backbone: nn.Module, x: Tensor) -
     given = tuple(module.features(backbone, x).shape)
     if entry.merge is not None and not module.changes():
         raise OptionError(f"{spec['name']} is no change of the weights, so there is nothing to merge")
+    if entry.merge is not None and module.owns_layers and any(site.buffers for site in module.sites):
+        raise OptionError(f"{spec['name']} has statistics of batch normalisation for each task, which no merger merges")
     if given != (wanted := tuple(backbone(x).shape)):
         raise ValueError(f"features of {given} where the backbone alone gives {wanted}")
 

@@ -91,6 +91,10 @@ def _other_stream_problems(experiment: Experiment, tuning: Tuning, scenario: Sce
         (place, message) for message in soundness.soundness_problems(other) or soundness.shared_rows(other, scenario)
     )
     n = min(len(other.tasks), tuning.tasks or len(other.tasks))
+    listed = experiment.protocol.budget.listed
+    if listed is not None and len(listed) < n:
+        told = f"'protocol: {{budget: ...}}' lists {len(listed)} numbers, and the search is on {n} tasks of this stream"
+        yield place, f"{told}: write one number for all, or 'tuning: {{tasks: {len(listed)}}}'"
     if n < max(2, tuning.tasks or 0):
         yield place, f"the search needs {max(2, tuning.tasks or 0)} tasks, and this stream has {n}"
     if other.task_known_at_test != scenario.task_known_at_test:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from forgetlab.backbones.batch_norm import kept_statistics_for_one
 from forgetlab.batch import Batch
 from forgetlab.regularization.keeper import Keeper, Tensors
 from forgetlab.seeding import generator
@@ -57,6 +58,7 @@ class Projection(Keeper):
         return self.memory.by_task()
 
     def _gradient(self, strategy: Any, moving: Mapping[str, nn.Parameter], batch: Batch) -> Tensors:
-        loss = strategy._criterion(logits(strategy.model, batch), batch.y)
+        with kept_statistics_for_one(strategy.model, len(batch.y)):
+            loss = strategy._criterion(logits(strategy.model, batch), batch.y)
         found = torch.autograd.grad(loss, [*moving.values()], allow_unused=True)
         return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(moving.items(), found, strict=True)}

@@ -19,10 +19,21 @@ class Rehearsal(ABC):
     always: ClassVar[bool] = False  # whether it stands also where nothing is drawn; the drawn batch is empty then
     from_scratch: ClassVar[bool] = False  # whether each task is the memory's samples alone, for a model started anew
     reads_kept: ClassVar[bool] = False  # whether it puts samples through a network: they must be as they came
+    draws: int = 1  # batches that are drawn for a step, each by itself; the drawn batch holds one after the other
 
     @abstractmethod
     def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
         """A scalar; ``output`` holds the logits of the new samples, then of the drawn ones."""
+
+    def parts(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss on new and on drawn samples apart, each a mean, which `replay: {weight: ...}` then weighs.
+
+        Only where a loss of its own has such parts: beside another one a weight is refused.
+
+        Raises:
+            NotImplementedError: the loss is one of both, or has weights of its own.
+        """
+        raise NotImplementedError(f"{type(self).__name__} weighs new and drawn samples by itself")
 
     def begin(self, model: nn.Module) -> None:  # noqa: B027 - may be empty
         """Called before a task's first step, when the model has grown for it."""

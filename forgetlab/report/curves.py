@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from forgetlab.metrics import accuracy_matrix
+from forgetlab.metrics.definition_texts import SHARE
 from forgetlab.metrics.intervals import Interval, t_interval
 from forgetlab.report.summary import Finished, grouped
 from forgetlab.results.store import Result
@@ -34,14 +35,15 @@ def _points(values: Iterable[float | None], start: int = 1) -> list[tuple[int, f
 
 
 def mean_step_metrics(results: Sequence[Result]) -> dict[str, list[tuple[int, Interval]]]:
-    """Each curve's mean and t-interval over the runs that have the step."""
+    """Each curve's mean and t-interval, cut to [0, 1], over the runs that have the step; its n tells how many."""
     gathered: dict[str, dict[int, list[float]]] = {}
     for result in results:
         for name, points in step_metrics(result).items():
             for step, value in points:
                 gathered.setdefault(name, {}).setdefault(step, []).append(value)
     return {
-        name: [(step, t_interval(values)) for step, values in sorted(steps.items())] for name, steps in gathered.items()
+        name: [(step, t_interval(values, bounds=SHARE)) for step, values in sorted(steps.items())]
+        for name, steps in gathered.items()
     }
 
 

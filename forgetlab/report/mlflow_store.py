@@ -25,6 +25,7 @@ from forgetlab.report import mlflow_view, pictures
 from forgetlab.report import summary as report
 from forgetlab.report.summary import Finished, Summary
 from forgetlab.results.store import RunFolder, to_json
+from forgetlab.results.timing import wall_seconds
 
 KEY, PARENT_KEY, COMPLETE, STRATEGY, UPDATED, ADOPTED = (
     f"forgetlab.{name}" for name in ("key", "parent_key", "complete", "strategy", "projected", "adopted_from")
@@ -261,7 +262,7 @@ class _Writer:
             for name, content in {**shown, **(files or {})}.items():
                 (Path(folder) / name).write_bytes(content)
             self.client.log_artifacts(run_id, folder)
-        seconds = sum(float(timing.get("seconds", 0)) for timing in timings)
+        seconds = sum(map(wall_seconds, timings))
         self.client.set_terminated(run_id, "FINISHED", end_time=start + int(1000 * seconds))
         self.client.set_tag(run_id, COMPLETE, "true")
 

@@ -13,11 +13,12 @@ from forgetlab.metrics.intervals import Interval
 from forgetlab.report import curves as report_curves
 from forgetlab.report import pictures, tables
 from forgetlab.report import summary as report
+from forgetlab.report.number_format import of_seeds
 from forgetlab.report.summary import Summary
 from forgetlab.results.store import Result, Row, to_json
 
 MOST_CURVES, MOST_POINTS = 50, 200  # tasks with curves, and points of each; the matrix among the files is whole
-PRICE = ("seconds", *report.COUNTS, *report.SEARCHED, *price_definitions.PRICES)
+PRICE = (*report.COUNTS, *report.SEARCHED, *price_definitions.PRICES)
 OF_FORGETTING = ("forgetting", "forgetting_first_last", "backward_transfer")
 IDENTITIES = {"none": "", "routed": "with a router: ", "told": "task told: "}
 
@@ -69,7 +70,8 @@ def thinned_curves(results: Sequence[Result]) -> Curves:
 def points(curves: Curves, summary: Summary) -> Iterator[Point]:
     """All metrics, named so that MLflow's sections come as accuracy, final, forgetting, interval, price.
 
-    What is no curve stands at step 0, so that it is drawn as bars; ``interval/`` holds half the t-interval.
+    What is no curve stands at step 0, so that it is drawn as bars; ``interval/`` holds both ends of the t-interval, cut
+    to the metric's bounds, and the number of seeds behind a value where some do not define it.
     """
     cells = {name: cell for name, cell in summary.cells.items() if cell is not None and name != "chance"}
     known = {name: cell for name, cell in cells.items() if _forgets(summary) or name not in OF_FORGETTING}
@@ -78,8 +80,18 @@ def points(curves: Curves, summary: Summary) -> Iterator[Point]:
     for name, curve in series.items():
         yield from ((name, mean.mean, step) for step, mean in curve)
     for name, curve in series.items():
-        halves = [(step, mean.half_width) for step, mean in curve if not name.startswith("price/")]
-        yield from ((f"interval/{name.replace('/', '_')}", half, step) for step, half in halves if half is not None)
+        if not name.startswith("price/"):
+            yield from _interval_points(f"interval/{name.replace('/', '_')}", curve, len(summary.seeds))
+
+
+def _interval_points(name: str, curve: Sequence[tuple[int, Interval]], n_seeds: int) -> Iterator[Point]:
+    """The ends of each step's interval; its n at all steps where it is not always the number of seeds."""
+    for step, mean in curve:
+        if mean.low is not None and mean.high is not None:
+            yield f"{name}_low", mean.low, step
+            yield f"{name}_high", mean.high, step
+    if any(mean.n < n_seeds for _, mean in curve):
+        yield from ((f"{name}_n", float(mean.n), step) for step, mean in curve)
 
 
 def files(results: Sequence[Result], curves: Curves, label: str) -> dict[str, bytes]:
@@ -102,9 +114,11 @@ def note(name: str, summaries: Sequence[Summary], longest: int) -> str:
     groups = []
     for identity, heading in IDENTITIES.items():
         rows = [s for s in summaries if s.task_identity == identity]
-        finals = [(s.label, s.cells.get("average_accuracy")) for s in rows]
-        if line := ", ".join(f"{label} {cell.mean:.3f}" for label, cell in finals if cell is not None):
-            groups.append(heading + line)
+        n = max((len(summary.seeds) for summary in rows), default=0)
+        finals = [(summary.label, summary.cells.get("average_accuracy")) for summary in rows]
+        told = [of_seeds(f"{label} {cell.mean:.3f}", cell.n, n) for label, cell in finals if cell is not None]
+        if told:
+            groups.append(heading + ", ".join(told))
     text = f"Average accuracy at the end: {'; '.join(groups)}\n\n{tables.markdown(summaries, name)}"
     if len(text) <= longest:
         return text

@@ -5,6 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def of_seeds(text: str, n: int, usual: int) -> str:
+    """A cell's text, and the number of seeds behind it where that is not the table's.
+
+    >>> [of_seeds("0.812", n, usual=3) for n in (3, 2)]
+    ['0.812', '0.812 (n = 2)']
+    """
+    return text if n == usual else f"{text} (n = {n})"
+
+
 def short_count(value: float) -> str:
     """
     >>> [short_count(value) for value in (1234, 12_345, 999_990, 1_234_567, 2e9)]

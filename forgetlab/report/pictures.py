@@ -126,12 +126,12 @@ def _line(axes: Axes, curve: Curve, colour: ColorType, marker: str, name: str) -
         linewidth=1.6,
         label=name,
     )
-    band = [(step, mean.mean, mean.half_width) for step, mean in curve if mean.half_width is not None]
+    band = [(step, mean.low, mean.high) for step, mean in curve if mean.low is not None and mean.high is not None]
     if band:
         axes.fill_between(
             [step for step, _, _ in band],
-            [mean - half for _, mean, half in band],
-            [mean + half for _, mean, half in band],
+            [low for _, low, _ in band],
+            [high for _, _, high in band],
             color=colour,
             alpha=0.15,
             linewidth=0,

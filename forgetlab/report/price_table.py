@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from forgetlab.report.number_format import percent, short_bytes, short_count, short_operations
+from forgetlab.report.number_format import of_seeds, percent, short_bytes, short_count, short_operations
 
 if TYPE_CHECKING:
     from forgetlab.report.summary import Summary
@@ -20,9 +20,11 @@ def price_columns(summaries: Iterable[Summary]) -> dict[str, list[str]]:
     if not rows:
         return {}
 
+    n = max(len(summary.seeds) for summary in rows.values())
+
     def column(name: str, written: Callable[[float], str]) -> list[str]:
         cells = [summary.cells.get(name) for summary in rows.values()]
-        return ["\N{EN DASH}" if cell is None else written(cell.mean) for cell in cells]
+        return ["\N{EN DASH}" if cell is None else of_seeds(written(cell.mean), cell.n, n) for cell in cells]
 
     ratios = [s.cells["flops_backward"].mean / s.cells["flops_forward"].mean for s in rows.values()]  # type: ignore[union-attr]
     return {

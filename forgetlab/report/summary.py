@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from forgetlab.metrics import accuracy_matrix
-from forgetlab.metrics.intervals import Interval, t_interval
+from forgetlab.metrics.definition_texts import METRICS
+from forgetlab.metrics.intervals import UNBOUNDED, Bounds, Interval, t_interval
 from forgetlab.metrics.price_definitions import PRICES
 from forgetlab.results.store import Result, Row
+from forgetlab.results.timing import processor_seconds
 
-COUNTS = ("parameters", "trainable", "stored_bytes", "memory_bytes", "samples_seen", "updates")
+COUNTS = ("parameters", "trainable", "stored_bytes", "memory_bytes", "samples_seen", "updates", "extra_updates")
 SEARCHED = tuple(f"tuning_{name}" for name in ("trials", "samples_seen", "samples_replayed", "updates"))
 NEW_MODEL_PER_TASK = ("joint", "separate")  # references that never learn in sequence, so nothing is forgotten
 
@@ -46,6 +49,16 @@ def summarise(finished: Sequence[Finished]) -> list[Summary]:
     """
     results = [run.result for run in finished]
     return [_summary(name, runs, results) for (name, _), runs in grouped(finished).items()]
+
+
+def by_seed(finished: Sequence[Finished], metric: str) -> dict[tuple[str, str], dict[int, float]]:
+    """A metric's value for each seed that defines it, by the strategy's label and its task identity."""
+    results = [run.result for run in finished]
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for key, runs in grouped(finished).items():
+        values = {run.result.seed: _values(run, results).get(metric) for run in runs}
+        found[key] = {seed: value for seed, value in values.items() if value is not None and not math.isnan(value)}
+    return found
 
 
 def grouped(finished: Sequence[Finished]) -> dict[tuple[str, str], list[Finished]]:
@@ -91,15 +104,21 @@ def _summary(name: str, runs: Sequence[Finished], results: Sequence[Result]) -> 
     first = runs[0].result
     rows = [_values(run, results) for run in runs]
     names = dict.fromkeys(key for row in rows for key in row)
-    cells = {key: _interval(row.get(key) for row in rows) for key in names}
+    cells = {key: _interval(key, [row.get(key) for row in rows]) for key in names}
     seeds = tuple(run.result.seed for run in runs)
     adopted = sum(run.adopted for run in runs)
     return Summary(first.strategy, name, first.family, first.task_identity, seeds, cells, adopted)
 
 
-def _interval(values: Iterable[float | None]) -> Interval | None:
-    known = [value for value in values if value is not None]
-    return t_interval(known) if known else None
+def _interval(name: str, values: Iterable[float | None]) -> Interval | None:
+    """Over the seeds that define the value: its n tells how many those are."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return t_interval(known, bounds=bounds_of(name)) if known else None
+
+
+def bounds_of(name: str) -> Bounds:
+    """Between which values a metric lies; what is no metric of ours is not cut."""
+    return METRICS[name].bounds if name in METRICS else UNBOUNDED
 
 
 def _values(run: Finished, results: Sequence[Result]) -> dict[str, float | None]:
@@ -112,7 +131,7 @@ def _values(run: Finished, results: Sequence[Result]) -> dict[str, float | None]
     )
     values |= {name: accuracy_matrix.average_accuracy(score) for name, score in result.scores.items()}
     values["chance"] = sum(guess) / len(guess)
-    values["seconds"] = run.timing.get("seconds")
+    values["seconds"] = processor_seconds(run.timing)
     total = result.counts.get("total", {})
     counted = {name: total[name] for name in SEARCHED if name in total}
     return values | counted | {name: total.get(name) for name in COUNTS} | of_run(result.counts, run.timing)

@@ -50,8 +50,13 @@ def start_key(run: Run, tasks: tuple[Task, ...]) -> str:
 
 
 def plugin_files(run: Run) -> set[Path]:
-    """The files of all plug-ins that a run uses, those named by others too."""
-    return {registry.find(kind, spec["name"]).source for kind, spec in with_nested(plugin_specs(run))}
+    """The files of all plug-ins that a run uses."""
+    return {plugin.source for plugin in used_plugins(run)}
+
+
+def used_plugins(run: Run) -> list[registry.Plugin]:
+    """All plug-ins that a run uses, those named by others too."""
+    return [registry.find(kind, spec["name"]) for kind, spec in with_nested(plugin_specs(run))]
 
 
 def plugin_specs(run: Run) -> list[tuple[str, ResolvedSpec]]:

@@ -6,7 +6,7 @@
   ``adopted_from``: the keys that the run had in earlier versions;
 - ``result.json``: only what the file, the code and the machine's arithmetic determine, so equal runs give
   equal bytes; it grows by one row when a task ends;
-- ``timing.json``: seconds, dates, host, package versions, git state;
+- ``timing.json``: seconds of the processor and by the wall clock, latency, dates, host, package versions, git state;
 - ``modules/``: what a strategy stores for each task, as safetensors;
 - ``tuning.json``: every trial of the search that chose its options, where one did.
 
@@ -100,11 +100,11 @@ class RunFolder:
         adopted = f"adopted_from: [{', '.join(adopted_from)}]\n" if adopted_from else ""
         write_text(self.path / "config.yaml", f"key: {key}\n{adopted}{to_yaml(description)}")
 
-    def adopt(self, key: str) -> None:
-        """Give the run the key that it has today, and keep those that it had."""
-        description = {name: value for name, value in self.description().items() if name != "key"}
+    def adopt(self, key: str, description: Mapping[str, Any]) -> None:
+        """Give the run the key and the description that it has today, and keep the keys that it had."""
+        settings = {name: value for name, value in description.items() if name != "key"}
         had = [] if self.key is None else [self.key]
-        self.begin(key, description, [*self.adopted_from, *had])
+        self.begin(key, settings, [*self.adopted_from, *had])
 
     def description(self) -> dict[str, Any]:
         """What the run is, and its key; not which keys it had."""

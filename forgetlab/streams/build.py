@@ -6,11 +6,12 @@ fetches the samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag
 
 from forgetlab.data.datasets import Dataset, Samples
 from forgetlab.plugins import registry
@@ -19,10 +20,39 @@ from forgetlab.seeding import generator
 from forgetlab.streams.cuts import Cut, Draft, StreamRows, by_chunk, by_class, by_domain, by_transform, heaps
 from forgetlab.streams.scenario import DomainChanges, Scenario, Setting, Task
 
-Order = Literal["given", "drawn"] | tuple[int | str, ...]
 By = Literal["class", "domain", "chunk", "transform"]
 
 TASKS = 5  # unless a file says otherwise
+
+
+class NumpyOrder(BaseModel):
+    """The order that numpy draws by its legacy generator, which stays the same in every version.
+
+    That of ``numpy.random.seed(1993); numpy.random.permutation(100)``, by which PyCIL, FACIL and LAMDA's toolboxes
+    order the classes of CIFAR-100, begins 68, 56, 78, 8, 23. It is the same for every seed of the file.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    numpy_seed: Annotated[int, Field(ge=0, lt=2**32)]
+
+    def of(self, n: int) -> list[int]:
+        """The places 0 to n - 1, each once."""
+        return np.random.RandomState(self.numpy_seed).permutation(n).tolist()
+
+
+def _form(order: object) -> str:
+    """Which form of an order a value is meant to be, so that a wrong one is told what is wrong with that form alone."""
+    if isinstance(order, str):
+        return "[word]"
+    return "[drawn by numpy]" if isinstance(order, Mapping | NumpyOrder) else "[list]"
+
+
+Order = Annotated[
+    Annotated[Literal["given", "drawn"], Tag("[word]")]
+    | Annotated[NumpyOrder, Tag("[drawn by numpy]")]
+    | Annotated[tuple[int | str, ...], Tag("[list]")],
+    Discriminator(_form),
+]
 
 
 class FewShot(BaseModel):
@@ -129,7 +159,7 @@ def _sizes(
 
 
 def ordered(names: Sequence[str], order: Order, seed: int, what: str) -> list[int]:
-    """The places of ``names`` in an order that is given, drawn by the seed, or listed (by name or by place).
+    """The places of ``names`` in an order that is given, drawn by the seed or by numpy, or listed (by name or place).
 
     Raises:
         OptionError: the list is not each of them once.
@@ -138,6 +168,8 @@ def ordered(names: Sequence[str], order: Order, seed: int, what: str) -> list[in
         return list(range(len(names)))
     if order == "drawn":
         return torch.randperm(len(names), generator=generator(what, seed)).tolist()
+    if isinstance(order, NumpyOrder):
+        return order.of(len(names))
     unknown = [one for one in order if isinstance(one, str) and one not in names]
     if unknown:
         raise OptionError(f"there is no {unknown[0]!r}{suggestion(unknown[0], names)}", what)
@@ -172,13 +204,16 @@ def assemble(data: Dataset, cut: Cut, setting: Setting, *, rows_may_repeat: bool
     )
 
 
-def split(data: Dataset, *, setting: Setting, n_tasks: int, seed: int, held_back: int = 0) -> Scenario:
-    """Tasks of different classes, as evenly as they divide; the seed draws the order of the classes.
+def split(
+    data: Dataset, *, setting: Setting, n_tasks: int, seed: int, held_back: int = 0, class_order: Order = "drawn"
+) -> Scenario:
+    """Tasks of different classes, as evenly as they divide; by default the seed draws the order of the classes.
 
     Raises:
         OptionError: there are fewer classes than tasks, a domain-incremental cut is uneven, or chunks are asked for.
     """
-    return assemble(data, cut(data, seed, setting, "class", n_tasks, held_back=held_back), setting)
+    tasks = cut(data, seed, setting, "class", n_tasks, class_order=class_order, held_back=held_back)
+    return assemble(data, tasks, setting)
 
 
 def domains(data: Dataset, changes: DomainChanges, setting: Setting) -> Scenario:

@@ -11,6 +11,7 @@ on two threads the contrast of 3 x 224 x 224, alone in its batch, differed by 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -51,11 +52,71 @@ def drawn_numbers(n: int, *name: str | int) -> Tensor:
 
 def augmented(x: Tensor, draws: Tensor, options: Augment) -> Tensor:
     """(B, C, H, W), (all draws, B) in [0, 1) -> (B, C, H, W)"""
-    for name, (operation, n) in OPERATIONS.items():
-        own, draws = draws[:n], draws[n:]
-        if (value := getattr(options, name)) is not None:
-            x = operation(x, value, own)
+    own: dict[str, Tensor] = {}
+    for name, (_, n) in OPERATIONS.items():
+        own[name], draws = draws[:n], draws[n:]
+    for name in Augment.model_fields:  # in the order in which they are done
+        value = getattr(options, name)
+        if value is not None:
+            operation, _ = OPERATIONS[name]
+            x = operation(x, value, own[name])
     return x
+
+
+def resized_crop(x: Tensor, least: float, draws: Tensor) -> Tensor:
+    """A part of the image, brought back to its size: the crop of Inception (Szegedy et al. 2015).
+
+    https://arxiv.org/abs/1409.4842, as torchvision's RandomResizedCrop has it: a share of the area between ``least``
+    and 1, a ratio of width to height between 3/4 and 4/3, uniform in its logarithm, both drawn up to ten times until
+    the part lies in the image (else the largest middle part with an allowed ratio), then its place, all in whole
+    pixels. Scaled bilinearly; as no part is larger than the image, antialiasing would change nothing.
+    """
+    top, left, height, width = crop_boxes(x.shape[2], x.shape[3], least, draws)
+    down = scaling(top, height, x.shape[2]).to(x.dtype)
+    across = scaling(left, width, x.shape[3]).to(x.dtype)
+    return down.unsqueeze(1) @ x @ across.unsqueeze(1).mT
+
+
+def crop_boxes(height: int, width: int, least: float, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each sample's part the first row and column, the height and the width. (2 * TRIES + 2, B) -> (B,) each"""
+    shares, ratios, places = draws[:TRIES], draws[TRIES : 2 * TRIES], draws[2 * TRIES :]
+    area = height * width * (least + (1 - least) * shares)  # (TRIES, B)
+    ratio = torch.exp(math.log(LOWEST_RATIO) + (math.log(HIGHEST_RATIO) - math.log(LOWEST_RATIO)) * ratios)
+    of_width, of_height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (of_width > 0) & (of_width <= width) & (of_height > 0) & (of_height <= height)
+    first = fits.int().argmax(0, keepdim=True)  # the first of equal ones
+    middle_height, middle_width = _largest_middle(height, width)
+    found = fits.any(0)
+    high = torch.where(found, of_height.gather(0, first)[0], float(middle_height))
+    wide = torch.where(found, of_width.gather(0, first)[0], float(middle_width))
+    top = torch.where(found, (places[0] * (height - high + 1)).floor(), float((height - middle_height) // 2))
+    left = torch.where(found, (places[1] * (width - wide + 1)).floor(), float((width - middle_width) // 2))
+    return top, left, high, wide
+
+
+def _largest_middle(height: int, width: int) -> tuple[int, int]:
+    """The height and width of the largest part with an allowed ratio."""
+    if width / height < LOWEST_RATIO:
+        return round(width / LOWEST_RATIO), width
+    if width / height > HIGHEST_RATIO:
+        return height, round(height * HIGHEST_RATIO)
+    return height, width
+
+
+def scaling(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """What brings the pixels from ``start`` on to ``size`` many, in one direction. (B,), (B,) -> (B, size, size)
+
+    A new pixel is the mean of the old ones less than one pixel from its centre, the nearer the heavier; of those in
+    the part alone.
+    """
+    step = (length / size).view(-1, 1, 1)
+    begin, end = start.view(-1, 1, 1), (start + length).view(-1, 1, 1)
+    pixel = torch.arange(size, device=start.device, dtype=start.dtype)
+    centre = begin + (pixel.view(1, -1, 1) + 0.5) * step
+    distance = (pixel.view(1, 1, -1) + 0.5 - centre).abs()
+    inside = (pixel.view(1, 1, -1) >= begin) & (pixel.view(1, 1, -1) < end)
+    weight = (1 - distance).clamp(min=0) * inside
+    return weight / weight.sum(2, keepdim=True)
 
 
 def cropped(x: Tensor, padding: int, draws: Tensor) -> Tensor:
@@ -96,12 +157,18 @@ def contrasted(x: Tensor, share: float, draws: Tensor) -> Tensor:
     return adjust_contrast_with_mean_subtraction(x, _between(1 - share, 1 + share, draws))
 
 
-OPERATIONS: dict[str, tuple[Callable[[Tensor, Any, Tensor], Tensor], int]] = {  # in turn, each with its draws a sample
+TRIES = 10  # of a part's area and ratio, as torchvision has it
+LOWEST_RATIO, HIGHEST_RATIO = 3 / 4, 4 / 3
+
+# Each with its draws a sample, in the order in which they are drawn: what came later stands last, so that the numbers
+# of the others stay. What is done first, `Augment` says.
+OPERATIONS: dict[str, tuple[Callable[[Tensor, Any, Tensor], Tensor], int]] = {
     "crop": (cropped, 2),
     "flip": (flipped, 2),
     "rotation": (rotated, 1),
     "brightness": (brightened, 1),
     "contrast": (contrasted, 1),
+    "resized_crop": (resized_crop, 2 * TRIES + 2),
 }
 
 

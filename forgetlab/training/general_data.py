@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.avalanche.api import SupervisedPlugin
+from forgetlab.backbones.batch_norm import kept_statistics_for_one
 from forgetlab.data import datasets
 from forgetlab.data.datasets import Samples, as_input
 from forgetlab.experiment import ResolvedSpec
@@ -52,7 +53,8 @@ class General(SupervisedPlugin):
         n, beside = max(1, round(self.ratio * fresh)), len(strategy.mb_y) + apart
         rows = torch.randint(len(self.data.y), (n,), generator=self._generator)
         x, y = (as_input(column[rows]).to(strategy.device) for column in self.data)
-        loss = self.loss(strategy.model.backbone, x, y, strategy.clock.train_iterations)
+        with kept_statistics_for_one(strategy.model, n):
+            loss = self.loss(strategy.model.backbone, x, y, strategy.clock.train_iterations)
         strategy.loss = (beside * strategy.loss + n * loss) / (beside + n)
         self.replayed += n
 

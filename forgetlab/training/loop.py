@@ -29,26 +29,40 @@ from forgetlab.avalanche.api import (
     stock_class,
 )
 from forgetlab.avalanche.tensor_data import Columns, Source, TensorLoader, TensorTask
+from forgetlab.backbones.batch_norm import has_batch_norm
 from forgetlab.experiment import Budget, Train
 from forgetlab.plugins.options import OptionError
 from forgetlab.seeding import reseed
 from forgetlab.training.augmentation import Augmentation
 from forgetlab.training.data_order import data_order
+from forgetlab.training.schedules import Rates, clipped_step
 
 EVALUATION_BATCH = 512
 AS_IS = {"pin_memory": False}  # what is on the device already cannot be pinned
 REPLAY = "ReplayPlugin"  # Avalanche's, whose data loader joins old samples to new ones
 OWN_BATCHES = "augmentation reaches what ForgetLab's loop brings, but here samples come another way"
 HEAD = "head"  # the layer of a network that answers
+ADAMS_BETAS = (0.9, 0.999)  # of the two running means, unless the file names its own
+HEADS = (HEAD, "heads")  # of a network with one head, or with one for each task
 Template: Any = object  # at runtime: the template or strategy that follows among the bases
 
 
-def make_optimizer(train: Train, parameters: Sequence[nn.Parameter]) -> Optimizer:
-    """A fresh optimizer; the fused implementation, where there is one, does the same sums in one pass."""
+def make_optimizer(train: Train, parameters: Sequence[nn.Parameter], heads: Sequence[nn.Parameter] = ()) -> Optimizer:
+    """A fresh optimizer; the fused implementation, where there is one, does the same sums in one pass.
+
+    Those of the ``heads`` among the parameters are a group of their own where they have a rate of their own.
+    """
+    groups: Any = parameters
+    if train.head_lr is not None:
+        of_heads = {id(p) for p in heads}
+        others = [p for p in parameters if id(p) not in of_heads]
+        both = [{"params": others}, {"params": list(heads), "lr": train.head_lr}]
+        groups = [group for group in both if group["params"]]
     if train.optimizer == "sgd":
-        return SGD(parameters, train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=True)
+        return SGD(groups, train.lr, momentum=train.momentum, weight_decay=train.weight_decay, fused=True)
     kind = Adam if train.optimizer == "adam" else AdamW
-    return kind(parameters, train.lr, weight_decay=train.weight_decay, fused=True)
+    betas = ADAMS_BETAS if train.betas is None else train.betas
+    return kind(groups, train.lr, betas=betas, weight_decay=train.weight_decay, fused=True)
 
 
 class Diverged(RuntimeError):
@@ -95,9 +109,12 @@ class TensorPath(Template):
         super().__init__(**given_to(self._stock(), given), **(of_strategy or {}))
         self.plugins = [p for p in self.plugins if not isinstance(p, (EvaluationPlugin, PeriodicEval))]
         self.hyper, self.budget, self.seed, self.on_epoch = train, budget, seed, on_epoch
+        self.task_updates: int | None = None  # that the task in training has, where the budget counts them
         self.reset_optimizer, self.fresh, self.first_task = reset_optimizer, True, first_task
         self.seen = self.steps = 0  # of this task so far: new samples trained on, steps of the optimizer
         self.augmentation = Augmentation(train.augment, seed) if train.augment.named else None
+        self.schedule_stretch = 1.0  # see `Rates`
+        self.rates: Rates | None = None  # of the task in training, where they have a schedule
         self.one_pass = one_pass
         self.answered: int = 0  # of this task's new samples, before they were learned
         self.answered_right: int | Tensor = 0
@@ -119,8 +136,12 @@ class TensorPath(Template):
     @property
     def brings_batches(self) -> bool:
         """Whether stock code joins old samples to the batches, or takes its steps, past this loop."""
-        own_epochs = self._stock().training_epoch is not SupervisedTemplate.training_epoch
-        return own_epochs or any(type(plugin).__name__ == REPLAY for plugin in self.plugins)
+        return self.steps_itself or any(type(plugin).__name__ == REPLAY for plugin in self.plugins)
+
+    @property
+    def steps_itself(self) -> bool:
+        """Whether a stock strategy goes through an epoch in its own way."""
+        return self._stock().training_epoch is not SupervisedTemplate.training_epoch
 
     @property
     def prequential(self) -> float | None:
@@ -131,9 +152,11 @@ class TensorPath(Template):
         """Open the task in the model, then build the optimizer for what is trainable."""
         self.model = self.model_adaptation()
         self.model.train()
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        parameters = [p for _, p in trained]
+        heads = [p for name, p in trained if name.partition(".")[0] in HEADS]
         old, names = self.optimizer, {id(p): n for n, p in self.model.named_parameters()}
-        self.optimizer = make_optimizer(self.hyper, parameters)
+        self.optimizer = make_optimizer(self.hyper, parameters, heads)
         if not self.reset_optimizer and not self.fresh:
             carry_over(old, self.optimizer, self.names, names)
         self.optimizer.register_step_post_hook(self._count)
@@ -148,7 +171,13 @@ class TensorPath(Template):
         if columns is None:
             super().make_train_dataloader(**{**AS_IS, **kwargs})
         else:
-            self.dataloader = TensorLoader(columns, self.train_mb_size, data_order(self.seed, self.task))
+            self.dataloader = TensorLoader(
+                columns,
+                self.train_mb_size,
+                data_order(self.seed, self.task),
+                no_single=has_batch_norm(self.model),
+                drop_last=bool(self.hyper.drop_last),
+            )
 
     def make_eval_dataloader(self, **kwargs: Any) -> None:
         """Slices of tensors where the data set is ours and the strategy has no loader of its own."""
@@ -169,7 +198,22 @@ class TensorPath(Template):
         super()._before_training_exp(**kwargs)  # here a plug-in may bring a data loader of another length
         if self.augmentation is not None and not isinstance(self.dataloader, TensorLoader):
             raise OptionError(OWN_BATCHES, "augment")
-        self.train_epochs = self.budget.epochs or math.ceil((self.budget.updates or 1) / len(self.dataloader))
+        self.task_updates = self.budget.updates_of(self.task)
+        epochs = self.budget.epochs_of(self.task)
+        self.train_epochs = epochs or math.ceil((self.task_updates or 1) / len(self.dataloader))
+        if self.hyper.schedule is not None:
+            steps = self.task_updates or self.train_epochs * len(self.dataloader)
+            stretch = self.schedule_stretch
+            self.rates = Rates(self.hyper.schedule, self.optimizer, steps=steps, epochs=epochs, stretch=stretch)
+
+    def optimizer_step(self, **kwargs: Any) -> None:
+        """Step along what penalties and projections made of the gradient, clipped where that is asked for."""
+        if self.hyper.clip is None:
+            super().optimizer_step(**kwargs)
+        else:
+            clipped_step(self.optimizer, self.hyper.clip)
+        if self.rates is not None:
+            self.rates.after_step()
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
         self.seen += len(self.mb_y)
@@ -204,13 +248,15 @@ class TensorPath(Template):
 
     def _after_training_iteration(self, **kwargs: Any) -> None:
         super()._after_training_iteration(**kwargs)
-        if self.clock.train_exp_iterations == self.budget.updates:
+        if self.clock.train_exp_iterations == self.task_updates:
             self.stop_training()
 
     def _after_training_epoch(self, **kwargs: Any) -> None:
         super()._after_training_epoch(**kwargs)
         if not bool(torch.isfinite(self.loss).all()):
             raise Diverged(f"the loss is {self.loss.item():g} in task {self.task}, epoch {self.clock.train_exp_epochs}")
+        if self.rates is not None:
+            self.rates.after_epoch()
         self.on_epoch(Epoch(self.clock.train_exp_epochs, self.train_epochs))
 
     def _eval_exp(self, **kwargs: Any) -> None:
@@ -249,7 +295,7 @@ def stock_loop(spec: Mapping[str, Any], **settings: Any) -> TensorPath:
 
 def progress(strategy: Any) -> float:
     """The share of a task's steps that are behind, below 1."""
-    updates = strategy.budget.updates if isinstance(strategy, TensorPath) else None
+    updates = strategy.task_updates if isinstance(strategy, TensorPath) else None
     return strategy.clock.train_exp_iterations / (updates or strategy.train_epochs * len(strategy.dataloader))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from forgetlab.avalanche.tensor_data import TensorLoader, TensorTask, batches, together
+from forgetlab.backbones.batch_norm import has_batch_norm
 from forgetlab.batch import Batch
 from forgetlab.data.datasets import as_input
 from forgetlab.experiment import Budget, ResolvedSpec, Run, Train
@@ -26,6 +27,7 @@ from forgetlab.training.data_order import data_order
 from forgetlab.training.loop import Diverged, Loop, make_optimizer
 from forgetlab.training.network import SharedNetwork
 from forgetlab.training.pretraining_objectives import DrawName, Objective, Pieces, made
+from forgetlab.training.schedules import Rates, clipped_step
 
 BATCH = 512
 SUPERVISED = "supervised"  # the objective that needs labels; its head is that of a network
@@ -169,8 +171,18 @@ def _by_objective(
 ) -> None:
     columns = data.columns()
     assert columns is not None  # tensors of ours alone
-    optimizer = make_optimizer(train, [*backbone.parameters(), *objective.parameters()])
-    loader = TensorLoader(columns, train.batch_size, data_order(seed, task=0))
+    heads = list(objective.parameters())
+    optimizer = make_optimizer(train, [*backbone.parameters(), *heads], heads)
+    loader = TensorLoader(
+        columns,
+        train.batch_size,
+        data_order(seed, task=0),
+        no_single=has_batch_norm(backbone),
+        drop_last=bool(train.drop_last),
+    )
+    rates: Rates | None = None
+    if train.schedule is not None:
+        rates = Rates(train.schedule, optimizer, steps=epochs * len(loader), epochs=epochs)
     reseed("pretrain", seed)  # for a model with dropout
     backbone.train()
     for epoch in range(epochs):
@@ -179,7 +191,14 @@ def _by_objective(
             loss = objective.loss(backbone, x, [("train", seed, epoch, row) for row in loader.rows.tolist()])
             optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+            if train.clip is None:
+                optimizer.step()
+            else:
+                clipped_step(optimizer, train.clip)
+            if rates is not None:
+                rates.after_step()
             losses.append(loss.detach())
+        if rates is not None:
+            rates.after_epoch()
         if not bool((mean := torch.stack(losses).mean()).isfinite()):
             raise Diverged(f"the loss of the pretraining is {mean.item():g} in epoch {epoch + 1}")

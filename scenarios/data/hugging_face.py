@@ -25,6 +25,7 @@ def hugging_face(
     text: str | None = None,
     columns: tuple[str, ...] = (),
     size: PositiveInt = 32,  # pixels, of an image's side
+    resize: PositiveInt | None = None,  # pixels, of the shorter side before the middle is cut out; by default as size
     mode: Mode = "RGB",
     max_length: PositiveInt = 64,  # tokens, of a text
     missing: Missing = "refuse",
@@ -51,5 +52,6 @@ def hugging_face(
         return texts(parts, text, max_length=max_length)
     if image is None:
         return numbers(parts, columns, missing=missing)
-    of_train = hugging.pictures(found[0], image, parts.train.rows.index.tolist(), size, mode)
-    return parts.dataset(of_train, hugging.pictures(found[-1], image, parts.test.rows.index.tolist(), size, mode))
+    of_train = hugging.pictures(found[0], image, parts.train.rows.index.tolist(), size, mode, resize)
+    of_test = hugging.pictures(found[-1], image, parts.test.rows.index.tolist(), size, mode, resize)
+    return parts.dataset(of_train, of_test)

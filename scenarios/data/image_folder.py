@@ -16,6 +16,7 @@ def image_folder(
     path: Path,
     domains: bool = False,  # a folder per domain above those of the classes
     size: PositiveInt = 32,  # pixels, of a side
+    resize: PositiveInt | None = None,  # pixels, of the shorter side before the middle is cut out; by default as size
     mode: Mode = "RGB",
     test_share: Share = 0.2,
 ) -> Dataset:
@@ -29,9 +30,9 @@ def image_folder(
     """
     train, test = read_folder(path, ENDINGS, domains)
     parts = labelled(train, test, "class", domain="domain" if domains else None, test_share=test_share)
-    return parts.dataset(_images(parts.train, size, mode), _images(parts.test, size, mode))
+    return parts.dataset(_images(parts.train, size, mode, resize), _images(parts.test, size, mode, resize))
 
 
-def _images(table: Table, size: int, mode: Mode) -> Tensor:
+def _images(table: Table, size: int, mode: Mode, resize: int | None) -> Tensor:
     files: list[Path] = table.rows["file"].tolist()
-    return decoded(table.rows.index.tolist(), lambda i: files[i].read_bytes(), size, mode)
+    return decoded(table.rows.index.tolist(), lambda i: files[i].read_bytes(), size, mode, resize)

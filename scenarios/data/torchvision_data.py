@@ -21,6 +21,7 @@ def torchvision_data(
     train_split: str = "train",  # where a class calls its parts by name
     test_split: str = "test",
     size: PositiveInt | None = None,  # pixels, of a side; by default the images are as they are
+    resize: PositiveInt | None = None,  # pixels, of the shorter side before the middle is cut out; by default as size
     mode: Mode | None = None,  # by default grey stays grey
     test_share: Share = 0.2,
 ) -> Dataset:
@@ -34,7 +35,7 @@ def torchvision_data(
         OptionError: there is no such class, the data are not in the folder, or the images have several sizes.
     """
     found = parts(data_set, root, download, options or {}, (train_split, test_split))
-    images = [read(part, data_set, size, mode) for part in found]
+    images = [read(part, data_set, size, mode, resize) for part in found]
     rows, names = labelled_tables(found, [labels for _, labels in images], data_set)
     test = rows[1] if len(rows) > 1 else None
     whole = labelled(rows[0], test, "label", class_names=names, test_share=test_share)

@@ -25,7 +25,7 @@ from forgetlab.plugins import registry
 from forgetlab.results import run_key
 from forgetlab.results.store import Result, Store
 from forgetlab.seeding import drawn_from
-from helpers.paths import EXPERIMENTS
+from helpers.paths import EXPERIMENTS, README
 
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -170,3 +170,21 @@ def _only_naive(one: Experiment) -> Experiment:
 
 def _stored(folders: Sequence[Any]) -> list[Result]:
     return [folder.result() for folder in folders]
+
+
+def test_as_many_rates_lie_at_an_edge_as_the_readme_says() -> None:
+    """Of the modules' rates that `isolation_rates.yaml` chose, those that are the lowest or the highest tried."""
+    import yaml
+
+    def entries(name: str) -> list[tuple[str, float]]:
+        document = yaml.safe_load((EXPERIMENTS / name).read_text(encoding="utf-8"))
+        return [(entry["name"], float(entry["train"]["lr"])) for entry in document["strategies"]]
+
+    tried: dict[str, list[float]] = {}
+    for name, rate in entries("isolation_rates.yaml"):
+        tried.setdefault(name.rpartition("-")[0], []).append(rate)
+    taken = entries("isolation_48.yaml")
+    assert taken == entries("isolation_96.yaml")
+    at_an_edge = [name for name, rate in taken if rate in (min(tried[name]), max(tried[name]))]
+    told = f"{len(at_an_edge)} of the {len(taken)} rates lie at an edge of their three"
+    assert told in README.read_text(encoding="utf-8")

@@ -13,8 +13,10 @@ from click.testing import Result
 from forgetlab.batch import Batch
 from forgetlab.cli import verify
 from forgetlab.cli.published_targets import COLUMNS, Target, TargetsError, chosen_targets, read
+from forgetlab.cli.verify import RowProtocol
 from forgetlab.config.load import load
 from forgetlab.engine import one_run
+from forgetlab.experiment import Budget
 from forgetlab.regularization.regularizer import Regularizer
 from forgetlab.replay.slots import Slots
 from forgetlab.results.store import Store
@@ -105,6 +107,8 @@ def line(**cells: str) -> str:
         "method": "fine-tuning",
         "scenario": "split digits",
         "setting": "class",
+        "class_order": "drawn",
+        "optimizer": "reset",
         "status": "judged",
         "value": "0.2",
         "spread": "0.01",
@@ -145,7 +149,7 @@ def test_runs_of_an_earlier_version_are_told(folder: Path) -> None:
     path = table(folder, line())
     assert "earlier version" not in call(path).stderr
     first, *_ = Store(folder / "runs").folders("tiny")
-    first.adopt(first.key or "")
+    first.adopt(first.key or "", first.description())
     assert "1 of 3 runs were made by an earlier version and adopted; 'forgetlab run --fresh'" in call(path).stderr
 
 
@@ -155,9 +159,42 @@ def test_the_table_as_markdown_says_the_same(folder: Path) -> None:
     head, sides, row = (text for text in shown.splitlines() if text.startswith("|"))
     cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
     assert (
-        sides.count(":--") == 5 and re.fullmatch(r"0\.\d+ ± 0\.\d+ \(3\)", cells["ours"]) and row.endswith("| agrees |")
+        sides.count(":--") == 7 and re.fullmatch(r"0\.\d+ ± 0\.\d+ \(3\)", cells["ours"]) and row.endswith("| agrees |")
     )
+    assert cells["class order"] == "drawn" and cells["training"] == "10 updates a task, optimizer reset"
     assert "1 agrees" in shown and "90 % interval" in shown
+
+
+@pytest.mark.parametrize(
+    ("file", "protocol"),
+    [
+        ("joint_class", RowProtocol("given", "-", "500 updates in all")),
+        ("joint_split", RowProtocol("given", "-", "1 epoch in all")),
+        ("none_domain", RowProtocol("given", "kept", "100 updates a task")),
+        ("si_permuted", RowProtocol("-", "kept", "100 updates a task")),
+        ("gem_pairs", RowProtocol("given", "kept", "5 epochs a task")),
+    ],
+)
+def test_the_protocol_of_a_row_is_read_from_its_file(file: str, protocol: RowProtocol) -> None:
+    assert verify.row_protocol(load(PUBLISHED / f"{file}.yaml")) == protocol
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        ({"class_order": "given"}, "'class_order' given, and its file has it drawn"),
+        ({"optimizer": "kept"}, "'optimizer' kept, and its file has it reset"),
+    ],
+)
+def test_a_judged_row_has_its_files_protocol(folder: Path, cells: dict[str, str], told: str) -> None:
+    done = call(table(folder, line(**cells)))
+    assert done.exit_code == 2 and done.stderr.startswith(f"{folder / 'tiny.yaml'}: row 'tiny' was made with {told}; ")
+    experiment = verify.experiment(folder / "tiny.yaml")
+    target = read(table(folder, line(**cells, status="other data", margin="")))[0]
+    shown = verify.as_markdown(
+        [verify.outcome(target, [0.1, 0.2])], False, {target.file: verify.row_protocol(experiment)}
+    )
+    assert ("| drawn, theirs given |" in shown) == ("class_order" in cells)
 
 
 @pytest.mark.slow
@@ -177,6 +214,19 @@ def test_a_shortened_schedule_is_not_comparable(folder: Path) -> None:
     folders = list(Store(folder / "runs").folders())
     assert {one.path.parts[-3] for one in folders} == {"tiny-quick"} and len(folders) == 2
     assert all(one.description()["protocol"]["budget"]["updates"] == 2 for one in folders)
+
+
+@pytest.mark.parametrize(
+    ("budget", "short"),
+    [
+        (Budget(updates=(10, 3)), Budget(updates=(2, 1))),
+        (Budget(epochs=20, first_task=50), Budget(epochs=4, first_task=10)),
+    ],
+)
+def test_every_number_of_a_budget_is_shortened(folder: Path, budget: Budget, short: Budget) -> None:
+    whole = verify.experiment(folder / "tiny.yaml")
+    given = whole.model_copy(update={"protocol": whole.protocol.model_copy(update={"budget": budget})})
+    assert verify.shortened(given).protocol.budget == short
 
 
 def test_a_run_that_fails_is_red(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +250,8 @@ def test_a_run_that_fails_is_red(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"spread": "-1"}, "spread is -1, below 0"),
         ({"seeds": "1"}, "seeds is 1; a spread needs a whole number of at least 2"),
         ({"status": "juged"}, "status is 'juged'; did you mean 'judged'?; judged or other data"),
+        ({"class_order": "draw"}, "class_order is 'draw'; did you mean 'drawn'?; given or drawn or -"),
+        ({"optimizer": ""}, "optimizer is empty"),
         ({"source": ""}, "source is empty"),
         ({"file": "none.yaml"}, "file: there is no "),
         ({"values": "0.1;0.2"}, "2 values for 3 seeds"),

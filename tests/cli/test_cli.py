@@ -87,7 +87,11 @@ def test_every_run_leaves_its_folder(first: Result, folder: Path) -> None:
                 "n_tasks": 5,
                 "held_back": 0,
             }
-            assert one.timing()["seconds"] > 0 and one.timing()["packages"]["torch"]
+            assert (
+                one.timing()["processor_seconds"] > 0
+                and one.timing()["wall_seconds"] > 0
+                and one.timing()["packages"]["torch"]
+            )
             assert len(one.timing()["tasks"]) == 5
 
 

@@ -43,7 +43,7 @@ RESULT = Result(
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path)
-    folder.save(RESULT, {"seconds": 1.26})
+    folder.save(RESULT, {"wall_seconds": 1.26})
     return folder
 
 
@@ -53,7 +53,7 @@ def go_through(progress: Progress, folder: RunFolder) -> None:
     for task in (0, 1):
         progress(TaskStarted(first, task, 2))
         progress(EpochEnded(first, task, Epoch(1, 1)))
-        progress(TaskEnded(first, task, 2, lambda: RESULT, {"train": 1.0, "evaluate": 0.1}, {}))
+        progress(TaskEnded(first, task, 2, lambda: RESULT, {}, {}))
     progress(RunEnded(first, folder))
     progress(RunFound(second, folder))
 

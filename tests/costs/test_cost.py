@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -382,12 +383,15 @@ def test_two_measurements_are_equal() -> None:
 class Clock:
     """Time that passes only in what is called."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.now = 0.0
         self.called: list[str] = []
-        monkeypatch.setattr(training_step, "perf_counter", lambda: self.now)
+
+    def __call__(self) -> float:
+        return self.now
 
     def takes(self, name: str, *seconds: float) -> Callable[[], None]:
+        """Something that takes so long, one after another, and in the end always the last."""
         left = list(seconds)
 
         def call() -> None:
@@ -397,19 +401,23 @@ class Clock:
         return call
 
 
-def test_latency_is_the_median_over_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    call, bare = clock.takes("call", 60.0, 3.0, 90.0, 3.0), clock.takes("bare", 50.0, 2.0, 2.0, 2.0, 80.0, 2.0)
-    assert latency(call, bare, repeats=5) == 1.5  # a warm-up each, then 1.5, 45, 1.5, 3/80, 1.5
+def test_latency_is_the_ratio_of_the_shortest_calls_made_in_turn() -> None:
+    """A warm-up each counts nothing; what another program adds to some calls, however much, changes nothing."""
+    clock = Clock()
+    call, bare = clock.takes("call", 60.0, 0.75, 3.0, 90.0, 4.0), clock.takes("bare", 50.0, 2.0, 0.5, 80.0, 2.0, 7.0)
+    assert latency(call, bare, clock) == 0.75 / 0.5
     assert clock.called == ["bare", "call", *["bare", "call", "call", "bare"] * 2, "bare", "call"]
 
 
-def test_slowness_that_holds_for_a_while_cancels_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    call = clock.takes("call", 1.0, 3.0, 6.0, 12.0, 24.0)
-    assert latency(call, clock.takes("bare", 1.0, 2.0, 4.0, 8.0, 16.0), repeats=4) == 1.5
+@pytest.mark.parametrize(("seconds", "pairs"), [(1.0, 5), (0.005, 10), (0.0001, 50)])
+def test_measuring_latency_ends_soon(seconds: float, pairs: int) -> None:
+    """Of what takes a second five pairs are timed, of what takes a ten-thousandth fifty."""
+    clock = Clock()
+    assert latency(clock.takes("call", seconds), clock.takes("bare", seconds), clock) == 1.0
+    assert clock.called.count("call") - 1 == clock.called.count("bare") - 1 == pairs
 
 
-def test_real_work_that_is_done_twice_takes_longer() -> None:
-    x = torch.randn(200, 200)
-    assert latency(lambda: [x @ x for _ in range(8)], lambda: x @ x) > 2
+def test_latency_is_told_by_the_processors_clock_where_no_gpu_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    for works, clock in ((False, time.process_time), (True, time.perf_counter)):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda works=works: works)
+        assert training_step._usual_clock() is clock

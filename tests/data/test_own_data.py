@@ -206,6 +206,27 @@ def test_the_middle_of_an_image_is_taken(tmp_path: Path) -> None:
         assert data.train.x.shape == (2, 3, size, size) and (data.train.x == 90).all()
 
 
+def test_the_shorter_side_may_be_made_longer_than_what_is_cut_out(tmp_path: Path) -> None:
+    """8 x 12 pixels, each told by its place: with 8 before 4 the middle 4 x 4 of them; with 16 before 8 each twice."""
+    from PIL import Image
+
+    pixels = np.repeat(np.arange(96, dtype=np.uint8).reshape(8, 12, 1), 3, axis=2)
+    for name in ("a", "b"):
+        for i in range(2):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    given = {"name": "image_folder", "path": str(tmp_path)}
+    middle = torch.from_numpy(pixels[2:6, 4:8, 0].copy())
+    assert torch.equal(dataset({**given, "size": 4, "resize": 8}).train.x[0, 0], middle)
+    doubled = Image.fromarray(pixels).resize((24, 16), Image.Resampling.BILINEAR).crop((8, 4, 16, 12))
+    found = dataset({**given, "size": 8, "resize": 16}).train.x[0, 0]
+    assert torch.equal(found, torch.from_numpy(np.array(doubled)[..., 0].copy()))
+    assert not torch.equal(found, dataset({**given, "size": 8}).train.x[0, 0])
+    assert "at most as many pixels as 'resize'" in refused(
+        "image_folder", "resize", path=str(tmp_path), size=8, resize=4
+    )
+
+
 def test_images_with_parts_and_domains(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     for part, n in (("train", 3), ("test", 2)):

@@ -42,7 +42,8 @@ def folder(store: Store, name: str, one: Result, key: str | None = None) -> RunF
         {"strategy": {"name": one.strategy}, "train": {"lr": 0.001}, "seed": one.seed},
     )
     timing = {
-        "seconds": 2.0,
+        "processor_seconds": 2.0,
+        "wall_seconds": 2.0,
         "started": "2026-01-01T00:00:00+00:00",
         "packages": {"torch": "2.13.0"},
         "git": {"commit": "abc"},
@@ -109,7 +110,8 @@ def test_a_run_for_each_strategy_holds_the_mean_and_its_seeds(
     assert history(uri, replay, "accuracy/task_0") == [(0, 0.5), (1, 1.0), (2, 0.8)]
     assert history(uri, replay, "accuracy/average") == [(1, 1.0), (2, pytest.approx(0.825))]
     assert replay.data.metrics["forgetting/task_0"] == pytest.approx(0.2)
-    assert replay.data.metrics["interval/accuracy_task_1"] == pytest.approx(12.706 * 0.1 / 2, rel=1e-3)
+    ends = [replay.data.metrics[f"interval/accuracy_task_1_{end}"] for end in ("low", "high")]
+    assert ends == [pytest.approx(0.85 - 12.706 * 0.1 / 2, rel=1e-3), 1.0], "no accuracy is above 1"
     assert replay.data.params["train.lr"] == "0.001" and "seed" not in replay.data.params
     assert history(uri, replay, "final/average_accuracy") == [(0, pytest.approx(0.825))]  # step 0 is drawn as a bar
     assert replay.data.metrics["price/parameters"] == 10
@@ -292,8 +294,8 @@ def test_artifacts_lie_beside_the_database(uri: str, experiment: tuple[str, list
 
 def test_an_adopted_run_bears_the_keys_that_it_had(uri: str, tmp_path: Path) -> None:
     one = folder(Store(tmp_path / "runs"), "adopted", result("naive", 0, NAIVE, 0.9), key="older")
-    one.adopt("old")
-    one.adopt("new")
+    one.adopt("old", one.description())
+    one.adopt("new", one.description())
     for added in (2, 0):
         assert mlflow_store.update_view("adopted", [one], uri, resolved_file="name: x\n").added == added
     (child,) = (run for run in runs(uri, "adopted") if run.data.tags.get("forgetlab.key") == "new")

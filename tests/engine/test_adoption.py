@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from click.testing import CliRunner, Result
 from forgetlab.cli import tables
 from forgetlab.cli.main import main
 from forgetlab.config import load
-from forgetlab.engine import adoption, one_run
+from forgetlab.engine import adoption, one_run, settings_then
 from forgetlab.engine.all_runs import carry_out
 from forgetlab.engine.events import RunEnded, RunFound, TrialEnded
 from forgetlab.experiment import Experiment, Run
@@ -227,6 +228,50 @@ def test_what_is_adopted_has_todays_key_and_nothing_else_is_written(root: Path, 
     assert carried_out(given, root)[1] == ["found", "found"]
 
 
+@pytest.mark.parametrize("gone", ["reuse_frozen: true\n", "  weight_decay: 0.0\n", "    dropout: 0.0\n"])
+def test_an_option_that_has_come_since_counts_as_its_default(root: Path, tmp_path: Path, gone: str) -> None:
+    """Of the run, of a section, of a plug-in; then the folder tells it, as if it had been there."""
+    given = experiment(tmp_path)
+    lora = Store(root).folder("first", "lora", 0)
+    change_text("config.yaml", gone, "")(lora.path)
+    assert verdicts(adoption.adopt(given, Store(root))) == ["adopted", "adopted"]
+    assert gone.strip() in (lora.path / "config.yaml").read_text(encoding="utf-8")
+    assert carried_out(given, root)[1] == ["found", "found"]
+
+
+def test_options_of_plugins_that_are_named_by_others_count_as_their_defaults() -> None:
+    spec = {"name": "stream", "data": {"name": "joined", "parts": [{"name": "digits"}, "mnist_5k"]}}
+    now = registry.resolve("scenario", "stream", {key: value for key, value in spec.items() if key != "name"})
+    filled = settings_then._with_default_options("scenario", spec)
+    assert filled["n_tasks"] == now["n_tasks"] and filled["data"]["parts"][1] == "mnist_5k"
+    assert filled["data"] == {
+        "name": "joined",
+        **registry.resolve("data", "joined", {"parts": spec["data"]["parts"]}),
+        "parts": filled["data"]["parts"],
+    }
+
+
+def test_what_computes_other_numbers_since_is_not_taken_over(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plug-in whose numbers changed on a day later than the run."""
+    given = experiment(tmp_path)
+    before = replace(registry.find("isolation", "lora"), renewed="2026-11-30")
+    later = replace(before, renewed="2999-01-01")
+    for plugin, verdict in ((later, "refused"), (before, "adopted")):
+        monkeypatch.setitem(registry._plugins, ("isolation", "lora"), plugin)
+        outcomes = adoption.adopt(given, Store(root), dry_run=True)
+        assert verdicts(outcomes) == ["adopted", verdict]
+        if verdict == "refused":
+            assert outcomes[1].reasons == ("isolation lora computes other numbers since 2999-01-01",)
+
+
+@pytest.mark.parametrize("day", ["2026-13-01", "today", "20261201"])
+def test_a_day_that_is_none_is_refused(day: str) -> None:
+    with pytest.raises(registry.PluginError, match="'renewed' of memory 'no_day' should be a day"):
+        registry.register("memory", "no_day", renewed=day)
+
+
 def test_the_mark_goes_with_a_copy_and_is_gone_when_a_run_is_made_anew(root: Path, tmp_path: Path) -> None:
     adoption.adopt(experiment(tmp_path), Store(root))
     folders, how = carried_out(experiment(tmp_path, ("name: first", "name: second")), root)
@@ -318,7 +363,14 @@ REFUSED = {
         change_text("config.yaml", "threads: 1", "threads: 1\nwarp: 9"),
         "warp: 9 then, nothing now",
     ),
-    "an option that is new": (change_text("config.yaml", "reuse_frozen: true\n", ""), "reuse_frozen: nothing then"),
+    "an option that is new, and not at its default": (
+        change_text("config.yaml", "    rank: 1\n", ""),
+        "strategy.isolation.rank: 8 then, 1 now",
+    ),
+    "a file of today that asks for more than the default of an option that is new": (
+        change_text("config.yaml", "  budget:\n    updates: 3\n", ""),
+        "protocol.budget.updates: nothing then, 3 now",
+    ),
     "a part of the stream": (change_text("config.yaml", "threads: 1", "threads: 1\npart: {first: 2}"), "part.first: 2"),
     "another package": (
         change_json("timing.json", lambda timing: timing["packages"].update(torch="1.13.0")),

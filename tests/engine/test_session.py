@@ -305,6 +305,10 @@ def test_timing_tells_where_a_run_came_from(tmp_path: Path, monkeypatch: pytest.
     timing = folder.timing()
     assert timing["git"] is None and timing["processors"] == os.cpu_count()
     assert [set(task) for task in timing["tasks"]] == [{"train", "evaluate"}] * 3
+    clocks = {"processor", "wall"}
+    assert all(clock.keys() == clocks for task in timing["tasks"] for clock in task.values())
+    of_tasks = [sum(clock["processor"] for clock in task.values()) for task in timing["tasks"]]
+    assert 0 < sum(of_tasks) <= timing["processor_seconds"]
     text = (folder.path / "result.json").read_text(encoding="utf-8")
     assert str(tmp_path) not in text and "seconds" not in text
 

@@ -13,14 +13,16 @@ from forgetlab.checks import isolation
 from forgetlab.checks.backbones import samples, tiny
 from forgetlab.config.load import load
 from forgetlab.config.yaml_reader import FileErrors
-from forgetlab.costs.rank_of_change import numerical_rank
+from forgetlab.costs import ledger
 from forgetlab.isolation import module as contract
 from forgetlab.isolation.network import Merged
 from forgetlab.plugins.options import OptionError
 from forgetlab.plugins.registry import Plugin
+from forgetlab.strategies.isolation.modules.combined import Combined
 from forgetlab.strategies.isolation.modules.low_rank.lora import LoRA
+from forgetlab.strategies.isolation.modules.low_rank.qlora import QLoRA
 from forgetlab.strategies.isolation.modules.peft import PEFT
-from helpers.modules import attached
+from helpers.modules import attached, features
 
 ATTENTION = ["attn.q", "attn.k", "attn.v"]
 
@@ -108,67 +110,6 @@ def plugin(options: dict[str, Any]) -> Plugin:
 def test_others_train_are_isolated_and_survive_a_file(name: str, check: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isolation, "FAMILIES", dict.fromkeys(("vit", "gpt2")))
     check(plugin(CONFIGS[name]))
-
-
-MERGEABLE: dict[str, dict[str, Any]] = CONFIGS | {
-    "lora": {"peft_type": "LORA", "r": 3},
-    "ia3": {"peft_type": "IA3", "feedforward_modules": []},
-    "loha": {"peft_type": "LOHA", "r": 2},
-    "lokr": {"peft_type": "LOKR", "r": 2},
-    "boft": {"peft_type": "BOFT", "boft_block_size": 4},
-    "hra": {"peft_type": "HRA", "r": 2},
-    "ln_tuning": {"peft_type": "LN_TUNING", "target_modules": ["norm_attention"]},
-    "beft": {"peft_type": "BEFT"},
-}
-
-
-@pytest.mark.parametrize("name", MERGEABLE)
-@torch.no_grad()
-def test_what_a_tuner_merges_into_the_weights_is_its_change(name: str) -> None:
-    backbone, x = tiny("vit"), samples(tiny("vit"), 0)
-    module = attached(PEFT({"target_modules": ATTENTION, **MERGEABLE[name]}), backbone, spread=0.3).eval()
-    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    changes, answers = module.changes(), module.features(backbone, x)
-    assert (answers - backbone(x)).abs().max() > 1e-3
-    merged = Merged([module], changes).eval().features(backbone, x)
-    torch.testing.assert_close(merged, answers, rtol=1e-5, atol=1e-5)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
-    assert torch.equal(module.features(backbone, x), answers)
-
-
-def test_their_loras_change_is_b_a_without_the_weights_rounding() -> None:
-    backbone = tiny("vit")
-    module = attached(lora(r=2), backbone, spread=1e-4)
-    for name, change in module.changes().items():
-        if name.endswith("weight"):
-            layer = module.parts[
-                f"blocks-{name[len('block-')]}-{name.split('.', 1)[1].removesuffix('.weight')}".replace(".", "-")
-            ]
-            b, a = layer.lora_B["default"].weight, layer.lora_A["default"].weight
-            torch.testing.assert_close(change, 3 * (b @ a).detach())
-            assert numerical_rank(change) == 2
-        else:
-            assert not change.any()
-
-
-def test_layers_outside_of_the_blocks_are_changes_of_the_whole() -> None:
-    backbone, x = tiny("vit"), samples(tiny("vit"), 0)
-    module = attached(lora(target_modules=["attn.q", "embed"]), backbone, spread=0.3).eval()
-    assert "whole-0.embed.weight" in module.changes() and module.lowest() == 0
-    with torch.no_grad():
-        merged = Merged([module], module.changes()).eval().features(backbone, x)
-        torch.testing.assert_close(merged, module.features(backbone, x), rtol=1e-5, atol=1e-5)
-
-
-def test_what_cannot_be_merged_has_no_price_of_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuses(*_: Any, **__: Any) -> None:
-        raise NotImplementedError("merging is not supported")
-
-    backbone = tiny("vit")
-    module = attached(lora(), backbone)
-    for part in module.parts.values():
-        monkeypatch.setattr(type(part), "merge", refuses)
-    assert module.changed_weights() is None and module.changes() == {}
 
 
 def test_what_layers_share_is_stored_once() -> None:
@@ -273,3 +214,73 @@ def test_a_scenario_file_holds_its_keys_and_points_at_a_wrong_one(tmp_path: Path
     file.write_text(SCENARIO % "LORA, rank: 4")
     with pytest.raises(FileErrors, match=r"LORA has no key 'rank'"):
         load(file)
+
+
+def prices(module: Any, backbone: nn.Module) -> dict[str, float | None]:
+    return ledger.change(module, ledger.count(backbone))
+
+
+def same_weights(theirs: PEFT, ours: LoRA, name: str) -> None:
+    """Give ours the factors of theirs, slice by slice where a layer is fused."""
+    layers: dict[str, Any] = {path: theirs.parts[key] for key, path in theirs.paths.items()}
+    for site in ours.sites:
+        part: Any = ours.parts[site.key]
+        layer = layers[site.path]
+        part.A.data = layer.lora_A["default"].weight.data.clone()
+        part.B.data = layer.lora_B["default"].weight.data[site.part].clone()
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "gpt2", "timm"])
+def test_their_lora_changes_what_ours_does_and_costs_the_same(name: str) -> None:
+    at: tuple[Any, ...] = ("attn.q", "attn.k", "attn.v")
+    backbone = tiny(name)
+    theirs, ours = (
+        attached(lora(target_modules=[*at]), backbone, spread=0.3),
+        attached(LoRA(rank=3, alpha=6.0, sites=at), backbone),
+    )
+    same_weights(theirs, ours, name)
+    found, wanted = theirs.changes(), ours.changes()
+    assert found.keys() == wanted.keys()
+    for key, change in wanted.items():
+        torch.testing.assert_close(found[key], change, atol=1e-6, rtol=1e-5)
+    paid = prices(theirs, backbone)
+    assert paid == prices(ours, backbone)
+    assert (paid["changed_share"] or 0) > 0 and paid["rank"] == 3
+    merged = features(Merged([theirs], found), backbone)
+    torch.testing.assert_close(merged, features(theirs, backbone), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_else_they_have_is_merged_as_they_do_or_not_at_all(name: str) -> None:
+    backbone = tiny("vit")
+    module = attached(PEFT({"target_modules": ATTENTION, **CONFIGS[name]}), backbone, spread=0.1)
+    changes = module.changes()
+    assert changes, "peft can merge it"
+    gap = (features(Merged([module], changes), backbone) - features(module, backbone)).abs().max()
+    assert gap < 1e-4 and (features(module, backbone) - backbone(samples(backbone, 0))).abs().max() > 1e-4
+
+
+def test_a_combination_has_changed_what_its_lora_has() -> None:
+    backbone = tiny("vit")
+    alone = attached(LoRA(rank=2), backbone, spread=0.3)
+    beside = attached(Combined(("prefix", {"name": "lora", "rank": 2})), backbone, spread=0.3)
+    assert beside.changes() == {}, "a prefix is no change of weights"
+    paid, wanted = prices(beside, backbone), prices(alone, backbone)
+    assert (paid["changed_share"], paid["rank"]) == (wanted["changed_share"], 2)
+    twice = attached(Combined(({"name": "lora", "rank": 2}, {"name": "lora", "rank": 1})), backbone, spread=0.3)
+    assert prices(twice, backbone)["rank"] == 3, "two changes of one weight add up"
+
+
+def test_what_quantising_took_is_a_change_too() -> None:
+    backbone = tiny("vit")
+    module = attached(QLoRA(rank=2), backbone)
+    assert module.changed_weights() == {}, "before its first task"
+    module.begin([], [], {}, backbone)
+    paid = prices(module, backbone)
+    linear = sum(site.weight.numel() for site in module.sites) / ledger.count(backbone)
+    assert 0.9 * linear < (paid["changed_share"] or 0) <= linear
+    site = module.sites[0]
+    x = torch.randn(5, site.in_dim)
+    attached_answer = module.after(module.parts[site.key], site, x, x.new_zeros(5, site.out_dim))
+    changed = nn.functional.linear(x, site.weight + module.changed_weights()[f"{site.key}.weight"], site.bias)
+    torch.testing.assert_close(changed, attached_answer, atol=1e-5, rtol=1e-5)

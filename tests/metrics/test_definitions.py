@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from forgetlab.learners.scores import SCORES
@@ -38,6 +39,26 @@ def test_describe_says_formula_source_and_difference():
     for part in ("max_{j≤l≤k}", "arXiv:1801.10112", "Avalanche", "better     lower"):
         assert part in text
     assert all(len(line) <= 110 for name in METRICS for line in describe_metric(name).splitlines())
+
+
+def test_each_metric_keeps_to_the_bounds_that_it_declares():
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        ours, joint, separate = (
+            draw.integers(0, 2, (3, 20, 20)).astype(float) if draw.random() < 0.5 else draw.random((3, 20, 20))
+        )
+        own = accuracy_matrix.own_metrics(ours, draw.random(20))
+        found = own | accuracy_matrix.relative_metrics(ours, joint, separate, 0.5)
+        for name, value in found.items():
+            low, high = METRICS[name].bounds
+            assert value is None or low - 1e-12 <= value <= high + 1e-12, name
+
+
+def test_describe_says_how_the_interval_is_made():
+    assert "t-interval over seeds, cut to the metric's bounds [0, 1]" in describe_metric("average_accuracy")
+    assert "bounds [-1, 1]" in describe_metric("backward_transfer")
+    assert "bounds [0, ∞]" in describe_metric("log_loss")
+    assert "the metric has no bounds" in describe_metric("normalised_accuracy")
 
 
 def test_describe_names_the_nearest_metric():

@@ -42,6 +42,31 @@ def test_one_value_has_no_interval():
     assert str(interval) == "0.900"
 
 
+def test_an_interval_is_cut_to_its_bounds_and_covers_what_it_covered():
+    values = [0.98, 0.96, 0.9]
+    cut, whole = t_interval(values, bounds=(0, 1)), t_interval(values)
+    assert whole.high is not None and whole.high > 1
+    assert (cut.low, cut.high, cut.mean, cut.half_width) == (whole.low, 1, whole.mean, whole.half_width)
+    assert cut.is_cut and str(cut) == f"0.947 [{whole.low:.3f}, 1.000]"
+    assert not t_interval([0.4, 0.5, 0.6], bounds=(0, 1)).is_cut
+    assert not t_interval([1.0, 1.0], bounds=(0, 1)).is_cut, "a width of 0 leaves nothing"
+    assert not Interval(0.75, 0.25 + 1e-12, 3, (0, 1)).is_cut, "nor does rounding"
+    near_one = np.random.default_rng(0).beta(20, 1, size=(2000, 3))  # values in [0, 1] with mean 20/21
+    covered = [
+        [(one.low or 0) <= 20 / 21 <= (one.high or 0) for one in map(how, near_one)] for how in (_cut, t_interval)
+    ]
+    assert covered[0] == covered[1], "coverage is the same, run by run"
+
+
+def _cut(values: np.ndarray) -> Any:
+    return t_interval(values, bounds=(0, 1))
+
+
+def test_cut_intervals_that_do_not_meet_are_disjoint():
+    low, high = Interval(0.1, 0.3, 3, (0, 1)), Interval(0.9, 0.3, 3, (0, 1))
+    assert disjoint(low, high) and disjoint(high, low)
+
+
 def test_equal_values_have_half_width_zero_exactly():
     assert t_interval([0.1] * 3) == Interval(0.1, 0.0, 3)
     assert str(t_interval([0.1] * 3)) == "0.100 ± 0.000"

@@ -21,6 +21,10 @@ strategies:
 UNTOLD = "head: fixed, loss_classes: all, reset_optimizer: false"
 BOUNDARIES = "it has to be told when a task ends, which this stream does not tell"
 PASSES = "it goes over a task's data a second time, and in this stream every sample passes by once"
+CLASSES = (
+    "it compares how sure each task's own softmax is, and one over a single class always is, whatever the sample; "
+    "where tasks have one class 'prototype', 'mahalanobis' or 'kmeans' can tell them apart"
+)
 RESERVOIR = "{replay: {memory: reservoir, capacity: 20}}"
 EWC = "{regularization: {name: ewc, strength: 1}}"
 SI = "{regularization: {name: si}}"
@@ -83,12 +87,31 @@ def test_validation_data_must_be_there_to_be_evaluated_on(tmp_path: Path) -> Non
 AT_ANY_TIME = {"l2_sp"}  # they hold weights to where the stream began, whatever comes
 
 
+@pytest.mark.parametrize("router", ["entropy", "max_probability", "union", "prototype", "kmeans"])
+@pytest.mark.parametrize("classes", ["n_tasks: 10", "n_tasks: 3, classes_per_task: [1, 2, 7]", "n_tasks: 5"])
+def test_a_router_that_compares_softmaxes_needs_two_classes_in_each_task(
+    tmp_path: Path, router: str, classes: str
+) -> None:
+    """A softmax over one class is always sure: with a class per task the answer was .100, whatever was learned."""
+    text = FILE.format(entry=MODULE % router, stream="", protocol="").replace("n_tasks: 2", classes)
+    (tmp_path / "scenario.yaml").write_text(text)
+    try:
+        load(tmp_path / "scenario.yaml")
+        found = []
+    except FileErrors as error:
+        found = [line.split("scenario.yaml:", 1)[1] for line in str(error).splitlines()]
+    if router in ("entropy", "max_probability") and classes != "n_tasks: 5":
+        assert found == [f"7:65: {CLASSES}"]
+    else:
+        assert found == []
+
+
 def test_every_method_says_what_it_needs() -> None:
     untold = set()
     for kind in ("memory", "sampler", "rehearsal", "regularizer", "projection", "regime", "isolation", "router"):
         for name in registry.available(kind):
             needs = getattr(registry.find(kind, name).factory, "needs", frozenset())
-            assert needs <= {"boundaries", "passes"}
+            assert needs <= {"boundaries", "classes", "passes"}
             if kind not in ("memory", "sampler", "rehearsal") and "boundaries" not in needs:
                 untold.add(name)
     assert untold == AT_ANY_TIME

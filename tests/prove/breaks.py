@@ -622,9 +622,27 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "training: a budget of updates is spent once for all tasks",
-        "if self.clock.train_exp_iterations == self.budget.updates:",
-        "if self.clock.train_iterations == self.budget.updates:",
+        "if self.clock.train_exp_iterations == self.task_updates:",
+        "if self.clock.train_iterations == self.task_updates:",
         "test_a_budget_of_updates_is_the_exact_number_of_optimizer_steps",
+    ),
+    Break(
+        "training: joint has the updates of one task, whatever it learns together",
+        "return Budget(updates=sum(self.planned_updates(sizes, train)))",
+        "return Budget(updates=self.planned_updates(sizes, train)[-1])",
+        "test_the_work_of_each_prefix_by_hand",
+    ),
+    Break(
+        "training: every task has what the first one has",
+        "if amount is not None and task == 0 and self.first_task is not None:",
+        "if amount is not None and self.first_task is not None:",
+        "test_the_work_of_each_prefix_by_hand",
+    ),
+    Break(
+        "training: joint learns by the budget of one task",
+        "first_task=task, budget=budget)",
+        "first_task=task)",
+        "test_a_run_counts_what_was_planned",
     ),
     Break(
         "training: evaluation opens tasks",
@@ -768,6 +786,36 @@ BREAKS: tuple[Break, ...] = (
         "test_a_registered_plugin_keeps_its_promises[memory-ring-looks_in_evaluation_mode]",
     ),
     Break(
+        "replay: DER++ takes both terms on the memory over its first batch",
+        "last = slice(size), slice(len(drawn.y) - size, None)",
+        "last = slice(size), slice(size)",
+        "test_each_term_on_the_memory_has_a_batch_of_its_own",
+    ),
+    Break(
+        "replay: MIR looks among samples of the task at hand",
+        'kept["experience"] != slots.experience',
+        'kept["experience"] != slots.experience - 1',
+        "test_it_draws_what_its_authors_code_draws",
+    ),
+    Break(
+        "replay: by tasks the number of tasks is one too low",
+        "n_tasks = strategy.clock.train_exp_counter + 1",
+        "n_tasks = max(1, strategy.clock.train_exp_counter)",
+        "test_by_tasks_each_task_so_far_counts_alike",
+    ),
+    Break(
+        "replay: places that wait count as kept",
+        "return {name: tensor[: self.filled] for name, tensor in self.tensors.items()}",
+        "return dict(self.tensors)",
+        "test_a_restored_memory_goes_on_as_it_was",
+    ),
+    Break(
+        "replay: a share is one of what is kept, not of what came",
+        "most = [max(1, round(self.share * self.came[label])) for label in groups.tolist()]",
+        "most = [max(1, round(self.share * count)) for count in counts.tolist()]",
+        "test_a_share_of_each_task_stays_and_it_is_the_last_samples",
+    ),
+    Break(
         "replay: samples are stored in every epoch",
         "if keeps_logits or strategy.clock.train_exp_epochs == 0:",
         "if keeps_logits or strategy.clock.train_exp_epochs >= 0:",
@@ -781,8 +829,8 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "replay: a full memory shrinks to the place that was written last",
-        "self.filled = max(self.filled, int(places.max()) + 1)",
-        "self.filled = int(places.max()) + 1",
+        "needed = max(self.filled, int(places.max()) + 1) if len(places) else self.filled",
+        "needed = int(places.max()) + 1 if len(places) else self.filled",
         "test_the_reservoir_keeps_every_sample_equally_often",
     ),
     Break(
@@ -809,6 +857,24 @@ BREAKS: tuple[Break, ...] = (
         "padded(2 * grad_outputs[0] * p, t)",
         "padded(grad_outputs[0] * p, t)",
         "test_a_registered_plugin_keeps_its_promises[regularizer-l2-gradient_is_right]",
+    ),
+    Break(
+        "training: a step is not clipped",
+        "    clip_grad_norm_(held, norm)\n",
+        "",
+        "test_a_clipped_step_leaves_the_gradient_as_it_was",
+    ),
+    Break(
+        "training: the head's own rate is not taken",
+        '{"params": list(heads), "lr": train.head_lr}',
+        '{"params": list(heads)}',
+        "test_schedule_clip_rate_of_the_head_and_betas_together_equal_bare_pytorch",
+    ),
+    Break(
+        "training: milestones in epochs are counted as steps under a warm-up",
+        "milestones = [max(round(at * per_unit) - warm, 0)",
+        "milestones = [max(at - warm, 0)",
+        "test_with_a_warm_up_milestones_in_epochs_are_counted_in_steps",
     ),
     Break(
         "regularization: rates build up from task to task",
@@ -906,8 +972,8 @@ BREAKS: tuple[Break, ...] = (
     # preflight
     Break(
         "preflight: one pass is taken for unknown boundaries",
-        '{"boundaries": not scenario.boundaries_known, "passes": scenario.one_pass}',
-        '{"boundaries": not scenario.boundaries_known, "passes": not scenario.boundaries_known}',
+        '"passes": scenario.one_pass,',
+        '"passes": not scenario.boundaries_known,',
         "test_a_strategy_that_needs_more_than_the_stream_gives_is_refused",
     ),
     Break(
@@ -950,8 +1016,8 @@ BREAKS: tuple[Break, ...] = (
     # report
     Break(
         "report: a cell of fewer seeds does not say so",
-        "return str(cell) if cell.n == n else",
-        "return str(cell) if cell.n <= n else",
+        "return text if n == usual else",
+        "return text if n <= usual else",
         "test_a_cell_over_fewer_seeds_says_so",
     ),
     Break(
@@ -1092,7 +1158,7 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "replay: DER compares labels that no network had",
-        "(on_drawn[:, : stored.shape[1]] - stored).masked_fill(~there, 0.0)",
+        "(on_drawn[first, : stored.shape[1]] - stored).masked_fill(~there, 0.0)",
         "on_drawn[:, : stored.shape[1]] - stored",
         "test_only_classes_that_were_there_are_compared",
     ),
@@ -1113,30 +1179,6 @@ BREAKS: tuple[Break, ...] = (
         "            distilled[(task == new.task[0]).nonzero(), [*self.current]] = False\n",
         "",
         "test_a_class_that_comes_again_is_learned_from_new_samples_and_distilled_on_old_ones",
-    ),
-    Break(
-        "isolation: a backbone that is a task's own stays in evaluation mode",
-        "        for one in learning:\n            one.train()\n",
-        "",
-        "test_full_is_separate_on_a_cnn_to_the_bit",
-    ),
-    Break(
-        "isolation: peft's change is taken in single precision",
-        "    held = copy.deepcopy(base).double()\n    whole: Any = _in_double(copy.deepcopy(layer)).eval()\n",
-        "    held = copy.deepcopy(base)\n    whole: Any = copy.deepcopy(layer).eval()\n",
-        "test_their_loras_change_is_b_a_without_the_weights_rounding",
-    ),
-    Break(
-        "isolation: a combination is priced by what merges",
-        "[member.changed_weights() for member in self.members]",
-        "[member.changes() if all(m.changes() for m in self.members) else {} for member in self.members]",
-        "test_a_combination_has_changed_what_its_parts_change",
-    ),
-    Break(
-        "isolation: a block that is still frozen counts",
-        "self.training and site.layer >= len(self.sites) - self.thawed",
-        "self.training",
-        "test_a_block_counts_from_when_it_is_thawed_on",
     ),
     # strategies: regularization
     Break(
@@ -1186,6 +1228,36 @@ BREAKS: tuple[Break, ...] = (
         "math.cos(math.pi * epoch / self.epochs)",
         "math.cos(0.0 * epoch / self.epochs)",
         "test_the_head_is_aligned_as_by_the_authors_code",
+    ),
+    Break(
+        "backbones: a residual network's zeros stand before its channels",
+        "(0, 0, 0, 0, 0, x.shape[1])",
+        "(0, 0, 0, 0, x.shape[1], 0)",
+        "test_depth_20_and_32_equal_avalanches_icarl_net_in_all_but_its_two_ways",
+    ),
+    Break(
+        "avalanche: a last batch of one stays alone under BatchNorm",
+        "of_batches[-1] = torch.cat([of_batches[-1], single])",
+        "of_batches.append(single)",
+        "test_a_last_batch_of_one_is_joined_to_the_one_before",
+    ),
+    Break(
+        "regularization: one remembered sample moves BatchNorm's statistics",
+        "with kept_statistics_for_one(strategy.model, len(batch.y)):",
+        "with kept_statistics_for_one(strategy.model, 2):",
+        "test_every_family_trains_on_tasks_of_65_samples_in_batches_of_32[gem of one sample a task]",
+    ),
+    Break(
+        "streams: numpy's order is that of its new generator",
+        "np.random.RandomState(self.numpy_seed)",
+        "np.random.default_rng(self.numpy_seed)",
+        "test_numpy_draws_the_order_that_pycil_and_others_have",
+    ),
+    Break(
+        "training: a resized crop is as high as it should be wide",
+        "of_width, of_height =",
+        "of_height, of_width =",
+        "test_the_parts_are_those_of_torchvision",
     ),
 )
 

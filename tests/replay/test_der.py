@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,25 @@ def test_the_loss_by_hand() -> None:
     new, drawn, output = example()
     dark = ((output[3:] - drawn.extra["logits"]) ** 2).sum() / 12
     expected = F.cross_entropy(output[:3], new.y) + 0.3 * dark + 0.7 * F.cross_entropy(output[3:], drawn.y)
-    torch.testing.assert_close(der(alpha=0.3, beta=0.7).loss(MODEL, new, drawn, output), expected)
+    torch.testing.assert_close(der(alpha=0.3, beta=0.7, draws=1).loss(MODEL, new, drawn, output), expected)
+
+
+def test_each_term_on_the_memory_has_a_batch_of_its_own() -> None:
+    """Of four drawn samples the first two are compared with their logits, the last two with their labels."""
+    new = Batch(torch.zeros(1, 1), torch.tensor([0]), torch.tensor([0]))
+    stored = torch.tensor([[1.0, 0.0], [0.0, 3.0], [9.0, 9.0], [9.0, 9.0]])
+    drawn = Batch(torch.zeros(4, 1), torch.tensor([1, 1, 0, 1]), torch.zeros(4).long(), {"logits": stored})
+    output = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
+    dark = (1.0 + 4.0) / 4  # (2 - 1)^2 and (1 - 3)^2 over four logits
+    expected = math.log(2) + 0.5 * dark + 2.0 * math.log(2)
+    method = der(alpha=0.5, beta=2.0)
+    assert method.draws == 2
+    assert method.loss(MODEL, new, drawn, output).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("options", "draws"), [({}, 2), ({"draws": 1}, 1), ({"beta": 0.0}, 1), ({"alpha": 0.0}, 1)])
+def test_a_term_without_weight_draws_nothing(options: dict[str, float], draws: int) -> None:
+    assert der(**options).draws == draws
 
 
 def test_without_beta_it_is_der_and_takes_no_labels_of_drawn_samples() -> None:
@@ -156,7 +175,7 @@ def test_a_scenario_file_gives_it_to_a_memory(tmp_path: Path) -> None:
     (entry,) = loaded(tmp_path, text).strategies
     assert entry.name == "reservoir+der++" and entry.replay is not None
     assert entry.replay.memory == {"name": "reservoir", "capacity": 500, "ratio": 1.0}
-    assert entry.replay.rehearsal == {"name": "der++", "alpha": 0.7, "beta": 0.5}
+    assert entry.replay.rehearsal == {"name": "der++", "alpha": 0.7, "beta": 0.5, "draws": 2}
 
 
 class StockDER(OurBatches, stock_class("strategy", "DER")):  # type: ignore[misc]
@@ -217,10 +236,61 @@ def test_on_equal_draws_each_step_is_avalanches(beta: float) -> None:
     """DER and DER++ from equal weights, over three tasks; with half the strength training goes another way."""
     theirs = avalanches(0.3, beta)
     assert len(theirs.drawn) == 20
-    found = difference(ours(theirs.drawn, der(alpha=0.3, beta=beta)), theirs.model)
+    found = difference(ours(theirs.drawn, der(alpha=0.3, beta=beta, draws=1)), theirs.model)
     print(f"DER, beta {beta}: {found:.2g}")
     assert found < 1e-6
-    assert difference(ours(theirs.drawn, der(alpha=0.15, beta=beta)), theirs.model) > 1e-3
+    assert difference(ours(theirs.drawn, der(alpha=0.15, beta=beta, draws=1)), theirs.model) > 1e-3
+
+
+Step = tuple[Batch, Batch | None]  # the new samples, and what was drawn for them
+
+
+def algorithm_2(model: nn.Module, steps: list[Step], alpha: float, beta: float) -> nn.Module:
+    """The paper's, on given batches: each term is carried back by itself, and one step is taken of their sum."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for new, drawn in steps:
+        optimizer.zero_grad()
+        F.cross_entropy(model(new.x), new.y).backward()
+        if drawn is not None:
+            first, second = (drawn.rows(rows) for rows in torch.arange(len(drawn.y)).chunk(2))
+            (alpha * F.mse_loss(model(first.x), first.extra["logits"])).backward()
+            (beta * F.cross_entropy(model(second.x), second.y)).backward()
+        optimizer.step()
+    return model
+
+
+class Steps(SupervisedPlugin):
+    """Notes what the steps are taken on."""
+
+    def __init__(self, memory: Memory) -> None:
+        super().__init__()
+        self.memory, self.steps = memory, list[Step]()
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        assert self.memory._incoming is not None
+        self.steps.append((self.memory._incoming, self.memory._drawn))
+
+
+class OneForBoth(registry.find("rehearsal", "der++").factory):  # type: ignore[misc]
+    """The deliberate break: the labels are those of the batch whose logits were compared."""
+
+    def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
+        n = len(new.y)
+        rows = torch.arange(len(drawn.y) // 2).repeat(2)
+        return super().loss(model, new, drawn.rows(rows), torch.cat([output[:n], output[n:][rows]]))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_each_step_is_that_of_algorithm_2(broken: bool) -> None:
+    memory: Memory = registry.build("memory", "reservoir", {"capacity": 30})
+    memory.rehearsal = OneForBoth(0.3, 0.7) if broken else der(alpha=0.3, beta=0.7)
+    watch = Steps(memory)
+    model = learned(bare(), under_one_label(PARTS), memory, watch, seed=SEED)
+    sizes = {len(drawn.y) // len(new.y) for new, drawn in watch.steps if drawn is not None}
+    assert max(sizes) == 2
+    found = difference(algorithm_2(bare(), watch.steps, 0.3, 0.7), model)
+    print(f"algorithm 2: {found:.2g}")
+    assert (found < 1e-6) != broken
 
 
 def test_avalanche_keeps_the_logits_of_the_tasks_end_and_the_paper_those_of_the_way() -> None:

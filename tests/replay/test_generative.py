@@ -21,6 +21,8 @@ from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.data.datasets import Samples, dataset
 from forgetlab.plugins import registry
 from forgetlab.replay.memory import Memory
+from forgetlab.report import tables
+from forgetlab.report.summary import Finished, summarise
 from forgetlab.results.store import Result
 from forgetlab.seeding import generator
 from forgetlab.streams.scenario import Scenario
@@ -301,3 +303,18 @@ def test_a_digit_is_a_digit() -> None:
     nearest = torch.cdist(drawn.flatten(1), x.flatten(1)).amin(1)
     noise = torch.cdist(torch.rand(200, 64, generator=generator("noise")), x.flatten(1)).amin(1)
     assert drawn.min() >= 0 and drawn.max() <= 1 and nearest.mean() < 0.7 * noise.mean()
+
+
+@pytest.mark.parametrize("steps", [3, 7])
+def test_the_generators_own_steps_are_counted_beside_those_of_the_model(tmp_path: Path, steps: int) -> None:
+    """Each task's end takes as many; a memory that trains nothing takes none."""
+    entry = f"{{replay: {{memory: generative, latent: 4, width: 8, steps: {steps}}}}}"
+    text = FILE.format(setting="class-incremental", head="growing", entry=entry, references="[naive]", seeds="[0]")
+    naive, found = runs.results(tmp_path, text.replace("epochs: 8", "epochs: 1"))
+    assert found.counts["per_task"]["extra_updates"] == [steps] * 5
+    assert found.counts["total"]["extra_updates"] == 5 * steps
+    assert found.counts["per_task"]["updates"] == naive.counts["per_task"]["updates"]
+    assert naive.counts["total"]["extra_updates"] == 0
+    shown = tables.markdown(summarise([Finished(result, {}) for result in (naive, found)]), "x")
+    assert "extra updates" in shown and f"| {5 * steps} " in shown
+    assert "extra updates" not in tables.markdown(summarise([Finished(naive, {})]), "x")

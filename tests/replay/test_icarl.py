@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from forgetlab.batch import Batch
 from forgetlab.config.yaml_reader import FileErrors
 from forgetlab.costs.ledger import byte_count
-from forgetlab.plugins import registry
 from forgetlab.replay.memory import Memory
 from forgetlab.replay.slots import Slots
 from forgetlab.seeding import generator
@@ -298,5 +297,30 @@ def test_what_it_cannot_stand_beside_is_refused(tmp_path: Path, more: dict[str, 
         run(tmp_path, **more)
 
 
-def test_it_has_no_options() -> None:
-    assert registry.parameters(registry.find("rehearsal", "icarl")) == []
+@pytest.mark.parametrize(
+    ("distillation", "over_classes", "of_all"), [(4.0, "sum", 1), (1.0, "mean", 4), (0.5, "mean", 4)]
+)
+def test_old_classes_have_a_weight_and_classes_a_mean_where_that_is_asked(
+    distillation: float, over_classes: Any, of_all: int
+) -> None:
+    """By hand in the second task, of four classes: the two old ones count ``distillation`` times."""
+    method, before, model = in_the_second_task(ICaRL(distillation, over_classes))
+    new, drawn = batch(1), batch(0, seed=1)
+    both = joined(new, drawn)
+    target = torch.eye(4)[both.y]
+    target[:, :2] = before(both.x, both.task).detach().sigmoid()[:, :2]
+    p = logits(model, both).double().sigmoid()
+    each = -(target * p.log() + (1 - target) * (1 - p).log())
+    expected = (each * torch.tensor([distillation, distillation, 1.0, 1.0])).sum(1).mean() / of_all
+    torch.testing.assert_close(loss(method, model, new, drawn).double(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_mean_is_that_of_a_binary_cross_entropy_over_all_its_elements() -> None:
+    """As PyCIL takes it: torch's own mean over samples and classes."""
+    method, before, model = in_the_second_task(ICaRL(over_classes="mean"))
+    new, drawn = batch(1), batch(0, seed=1)
+    both = joined(new, drawn)
+    target = torch.eye(4)[both.y]
+    target[:, :2] = before(both.x, both.task).detach().sigmoid()[:, :2]
+    expected = F.binary_cross_entropy_with_logits(logits(model, both), target)
+    torch.testing.assert_close(loss(method, model, new, drawn), expected)

@@ -30,6 +30,7 @@ from helpers.networks import network
 from helpers.runs import final
 
 RATE = 0.3
+WAYS: tuple[Any, ...] = ("task", "classes", "nothing")
 STREAMS = 2000
 COUNTS = (2, 5, 40, 13)  # kept samples of each class
 
@@ -180,11 +181,62 @@ def chosen(sampler: Sampler, n: int = 10, kept: Batch | None = None) -> list[int
 
 def test_the_most_interfered_of_the_candidates_are_drawn() -> None:
     rises = by_hand(mlp(), samples(40, 0), samples(10, 1))
-    assert chosen(MaximallyInterfered(4)) == sorted(rises.topk(10).indices.tolist())
+    assert chosen(MaximallyInterfered(4, at_most=1)) == sorted(rises.topk(10).indices.tolist())
     candidates = torch.randperm(40, generator=generator("samplers", 2))[:20]
     assert chosen(MaximallyInterfered(2)) == sorted(candidates[rises[candidates].topk(10).indices].tolist())
     assert chosen(MaximallyInterfered(1)) == sorted(candidates[:10].tolist())  # none to choose among
     assert len(chosen(MaximallyInterfered(), n=90)) == 40
+    assert chosen(MaximallyInterfered(40)) == chosen(MaximallyInterfered(2)), "half of 40 are candidates at most"
+    assert chosen(MaximallyInterfered(40, at_most=0.1)) == sorted(candidates[:10].tolist()), "as few as are drawn"
+
+
+def of_tasks(kept: Batch, task: list[int], now: int) -> Slots:
+    """Samples that came in these tasks, while one of them is at hand."""
+    slots = Slots(len(kept.y))
+    for i, came in enumerate(task):
+        slots.experience = came
+        slots.write(torch.tensor([i]), kept.rows(torch.tensor([i])))
+    slots.experience = now
+    return slots
+
+
+def authors_choice(model: nn.Module, slots: Slots, new: Batch, n: int) -> list[int]:
+    """Their retrieval where the memory holds no more candidates than they look at: a step of plain gradient descent is
+    taken ahead, and of all samples of other tasks those are chosen whose loss it raises most."""
+    theta = [p.detach().clone() for p in model.parameters()]
+    F.cross_entropy(logits(model, new), new.y).backward()
+    others = (slots.tensors["experience"][: len(slots)] != slots.experience).nonzero().flatten()
+    kept = slots.read(others)
+    with torch.no_grad():
+        now = F.cross_entropy(logits(model, kept), kept.y, reduction="none")
+        for p in model.parameters():
+            p -= RATE * p.grad  # type: ignore[operator]
+        ahead = F.cross_entropy(logits(model, kept), kept.y, reduction="none")
+        for p, before in zip(model.parameters(), theta, strict=True):
+            p.copy_(before)
+    order = (ahead - now).sort(descending=True).indices[:n]
+    return sorted(others[order].tolist())
+
+
+@pytest.mark.parametrize(("n", "exclude", "same"), [(6, "task", True), (1, "task", True), (6, "nothing", False)])
+def test_it_draws_what_its_authors_code_draws(n: int, exclude: Any, same: bool) -> None:
+    """The deliberate break: samples of the task at hand are candidates too."""
+    kept, new = samples(40, 0), samples(10, 1)
+    slots = of_tasks(kept, [0] * 14 + [1] * 10 + [2] * 16, now=2)
+    sampler = MaximallyInterfered(50, at_most=1, exclude=exclude)
+    found = sampler.choose(slots, n, new, mlp(), RATE, generator("samplers", 2)).tolist()
+    assert (sorted(found) == authors_choice(mlp(), slots, new, n)) == same
+    assert (max(found) < 24) == same
+
+
+def test_what_is_left_out_of_the_candidates() -> None:
+    slots, new = of_tasks(samples(12, 0), [0] * 6 + [1] * 6, now=1), samples(2, 1)
+    left = {how: MaximallyInterfered(exclude=how).may_be_drawn(slots, new).tolist() for how in WAYS}
+    assert left["task"] == [0, 1, 2, 3, 4, 5] and left["nothing"] == list(range(12))
+    assert left["classes"] == [2, 3, 6, 7, 10, 11], "the new ones are of classes 0 and 1"
+    slots.experience = 0
+    slots.tensors["experience"][:] = 0
+    assert len(MaximallyInterfered().choose(slots, 3, new, mlp(), RATE, generator("samplers"))) == 0
 
 
 class Seen:
@@ -217,8 +269,8 @@ def in_avalanche(model: nn.Module, kept: Batch, new: Batch, n: int) -> list[int]
 def test_avalanches_plugin_draws_the_same_of_the_same_candidates(n: int) -> None:
     kept, new = samples(40, 0), samples(10, 1)
     theirs = in_avalanche(mlp(), kept, new, n)
-    assert chosen(MaximallyInterfered(40), n) == theirs
-    assert chosen(Forgotten(40), n) != theirs and chosen(Hardest(40), n) != theirs
+    assert chosen(MaximallyInterfered(40, at_most=1), n) == theirs
+    assert chosen(Forgotten(40, at_most=1), n) != theirs and chosen(Hardest(40, at_most=1), n) != theirs
 
 
 def normalised() -> nn.Module:

@@ -31,7 +31,7 @@ def result(strategy: str = "ewc", n_tasks: int = 2, seed: int = 0, names: list[s
 
 def test_a_single_seed_has_no_intervals() -> None:
     results = [result()]
-    (summary,) = report.summarise([Finished(one, {"seconds": 1.0}) for one in results])
+    (summary,) = report.summarise([Finished(one, {"processor_seconds": 1.0}) for one in results])
     names = {name for name, _, _ in mlflow_view.points(mlflow_view.thinned_curves(results), summary)}
     assert {"accuracy/average", "accuracy/task_0", "final/average_accuracy", "price/seconds"} <= names
     assert not [name for name in names if name.startswith("interval/")]

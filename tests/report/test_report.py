@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 
 from forgetlab.metrics import accuracy_matrix
+from forgetlab.metrics.definition_texts import SHARE
 from forgetlab.metrics.intervals import t_interval
 from forgetlab.report import curves as report_curves
+from forgetlab.report import mlflow_view, tables
 from forgetlab.report import summary as report
-from forgetlab.report import tables
 from forgetlab.report.summary import Finished, Summary
 from forgetlab.report.tables import DASH
 from forgetlab.results.store import Result, Row
@@ -38,7 +39,7 @@ def run(strategy: str, accuracy: Sequence[Row] = FALLS, seed: int = 0, **changes
         "accuracy_initial": [None] * len(accuracy[0]),
         "counts": {"total": {"parameters": 12_345, "stored_bytes": 1024, "memory_bytes": 512}},
     }
-    timing = {"seconds": changes.pop("seconds", 2.0)}
+    timing = {"processor_seconds": changes.pop("seconds", 2.0), "wall_seconds": 60.0}
     result = Result(strategy=strategy, seed=seed, accuracy=list(accuracy), **fields | changes)
     return Finished(result, timing)
 
@@ -62,17 +63,25 @@ def test_a_summary_holds_mean_and_interval_over_seeds():
     second: list[Row] = [[0.8, None], [0.6, 0.9]]
     (summary,) = report.summarise([run("er"), run("er", second, seed=3, seconds=4)])
     assert (summary.strategy, summary.label, summary.seeds) == ("er", "er", (0, 3))
-    assert summary.cells["average_accuracy"] == t_interval([0.65, 0.75])
-    assert str(summary.cells["forgetting"]) == str(t_interval([0.4, 0.2]))
+    assert summary.cells["average_accuracy"] == t_interval([0.65, 0.75], bounds=SHARE)
+    assert str(summary.cells["forgetting"]) == str(t_interval([0.4, 0.2], bounds=SHARE))
     assert summary.cells["seconds"] == t_interval([2, 4])
     assert summary.cells["parameters"] == t_interval([12_345, 12_345])
     assert summary.cells["updates"] is None, "not counted"
     assert summary.cells["forward_transfer"] is None, "a growing head"
 
 
+def test_seconds_are_the_processors_and_never_mixed_with_the_wall_clocks():
+    earlier = replace(run("er", seed=1), timing={"seconds": 60.0})
+    (summary,) = report.summarise([run("er"), earlier])
+    assert summary.cells["seconds"] == t_interval([2.0])
+    assert report.summarise([earlier])[0].cells["seconds"] is None
+    assert cells(tables.markdown([summary], "x"), "er")[4] == "2.0 (n = 1)"
+
+
 def test_what_the_store_holds_is_shown_as_it_is():
     (summary,) = report.summarise([run("er", metrics={"average_accuracy": 0.25, "own_invention": 7.0})])
-    assert summary.cells["average_accuracy"] == t_interval([0.25])
+    assert summary.cells["average_accuracy"] == t_interval([0.25], bounds=SHARE)
     assert summary.cells["own_invention"] == t_interval([7.0])
     assert mean(summary, "learning_accuracy") == pytest.approx(0.85), "not stored, so worked out"
 
@@ -147,7 +156,7 @@ def test_a_whole_markdown_table():
     expected = ["naive", "0.650 ± 0.000", "0.400 ± 0.000", "0.850 ± 0.000", "2.0", "12.3k", "1.5 KiB"]
     assert cells(text, "naive") == expected
     assert cells(text, "joint")[1:4] == ["0.900 ± 0.000", DASH, "0.900 ± 0.000"]
-    assert cells(text, "er")[1:3] == ["0.700 ± 0.635", "0.300 ± 1.271"]  # t(1, .975) = 12.706
+    assert cells(text, "er")[1:3] == ["0.700 [0.065, 1.000]", "0.300 [0.000, 1.000]"]  # t(1, .975) = 12.706
     assert "n = 2 seeds; guessing gives 0.250." in text
     assert "± is a 95 % t-interval over seeds" in text
     assert "`forgetlab show metric NAME` gives each definition" in text
@@ -189,8 +198,62 @@ def test_separate_and_joint_have_no_forgetting_but_a_strategy_of_that_name_has()
 
 def test_a_cell_over_fewer_seeds_says_so():
     unknown: list[Row] = [[None, None], [None, 0.5]]
-    text = tables.markdown(report.summarise([run("er"), run("er", seed=1), run("er", unknown, seed=2)]), "x")
-    assert cells(text, "er")[1] == "0.650 ± 0.000 (n=2)"
+    runs = [run("er"), run("er", seed=1), run("er", unknown, seed=2), run("ewc"), run("ewc", seed=1), run("lwf")]
+    summaries = report.summarise(runs)
+    text = tables.markdown(summaries, "x")
+    assert cells(text, "er")[:3] == ["er", "0.650 ± 0.000 (n = 2)", "0.400 ± 0.000 (n = 2)"]
+    assert cells(text, "er")[4] == "2.0", "all three runs took time"
+    assert cells(text, "ewc")[1:5] == [
+        "0.650 ± 0.000 (n = 2)",
+        "0.400 ± 0.000 (n = 2)",
+        "0.850 ± 0.000 (n = 2)",
+        "2.0 (n = 2)",
+    ], "a run that failed is missing from the whole row"
+    assert cells(text, "lwf")[1] == "0.650 (n = 1)"
+    (foot,) = lines(text, "n = 3 seeds")
+    assert tables.TWO_SEEDS in foot
+    out = io.StringIO()
+    Console(file=out, width=250).print(tables.table(summaries))
+    assert "0.650 ± 0.000 (n = 2)" in out.getvalue() and "t = 12.7" in out.getvalue()
+    note = mlflow_view.note("x", summaries, 5000)
+    assert note.startswith("Average accuracy at the end: er 0.650 (n = 2), ewc 0.650 (n = 2), lwf 0.650 (n = 1)")
+    assert "| 0.650 ± 0.000 (n = 2) |" in note
+
+
+@pytest.mark.parametrize(("n", "told"), [(1, False), (2, True), (3, False)])
+def test_the_foot_says_what_two_seeds_are_worth_and_only_then(n: int, told: bool):
+    text = tables.markdown(report.summarise([run("er", seed=seed) for seed in range(n)]), "x")
+    assert ("t = 12.7" in text) == told
+    factor = t_interval([0.0, 1.0]).half_width
+    assert factor is not None and factor / 0.5**0.5 == pytest.approx(9, abs=0.1), "standard deviations to each side"
+
+
+def test_an_interval_stays_within_the_bounds_of_its_metric():
+    better: list[Row] = [[0.98, None], [0.96, 0.98]]
+    worse: list[Row] = [[0.9, None], [0.86, 0.9]]
+    (summary,) = report.summarise([run("er", better), run("er", worse, seed=1), run("er", better, seed=2)])
+    text = tables.markdown([summary], "x")
+    plain = t_interval([0.97, 0.88, 0.97])
+    assert plain.high is not None and plain.high > 1
+    assert cells(text, "er")[1] == f"0.940 [{plain.low:.3f}, 1.000]"
+    assert cells(text, "er")[2] == "0.027 [0.000, 0.055]", "forgetting is never negative"
+    transfer = summary.cells["backward_transfer"]
+    assert transfer is not None and transfer.bounds == (-1, 1)
+    points = dict((name, value) for name, value, _ in mlflow_view.points({}, summary))
+    assert points["interval/final_average_accuracy_high"] == 1.0
+    assert points["interval/final_average_accuracy_low"] == plain.low
+    assert "interval/final_average_accuracy_n" not in points
+
+
+def test_a_tracker_is_told_the_seeds_behind_a_value():
+    unknown: list[Row] = [[None, None], [None, 0.5]]
+    runs = [run("er"), run("er", seed=1), run("er", unknown, seed=2)]
+    (summary,) = report.summarise(runs)
+    curves = mlflow_view.thinned_curves([one.result for one in runs])
+    points = {(name, step): value for name, value, step in mlflow_view.points(curves, summary)}
+    assert points["interval/final_average_accuracy_n", 0] == 2.0
+    assert points["interval/accuracy_task_0_n", 1] == 2.0
+    assert ("interval/accuracy_task_1_n", 2) not in points
 
 
 def test_one_seed_and_missing_counts():
@@ -252,8 +315,11 @@ def test_the_last_step_agrees_with_the_metrics():
 def test_mean_step_metrics_over_seeds_of_unequal_length():
     results = [run("er").result, run("er", [[0.7, None]], seed=1).result]
     curves = report_curves.mean_step_metrics(results)
-    assert curves["accuracy/average"] == [(1, t_interval([0.9, 0.7])), (2, t_interval([0.65]))]
-    assert curves["accuracy/task_1"] == [(2, t_interval([0.8]))]
+    assert curves["accuracy/average"] == [
+        (1, t_interval([0.9, 0.7], bounds=SHARE)),
+        (2, t_interval([0.65], bounds=SHARE)),
+    ]
+    assert curves["accuracy/task_1"] == [(2, t_interval([0.8], bounds=SHARE))]
 
 
 def test_curves_by_strategy_and_task_identity():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from forgetlab.checks.scenario import ABOUT
 from forgetlab.data.datasets import Dataset, Samples
 from forgetlab.plugins import registry
 from forgetlab.plugins.options import OptionError
-from forgetlab.streams.build import assemble, cut
+from forgetlab.streams.build import NumpyOrder, assemble, cut
 from forgetlab.streams.modifiers import (
     blurred,
     evaluated_on,
@@ -24,6 +26,7 @@ from forgetlab.streams.modifiers import (
     validated,
 )
 from forgetlab.streams.scenario import Scenario
+from helpers import runs
 
 NAMES = tuple("abcdef")
 EACH = 30  # training samples of a class
@@ -86,6 +89,43 @@ def test_class_and_task_order_can_be_listed() -> None:
     turned = made(cut(dataset(), 0, "class-incremental", task_order=(2, 0, 1), **options))
     assert [task.name for task in turned.tasks] == ["a", "f,e,d", "c,b"]
     assert [task.classes for task in turned.tasks] == [(0,), (1, 2, 3), (4, 5)]
+
+
+def test_numpy_draws_the_order_that_pycil_and_others_have() -> None:
+    """The first entries on 100 classes are those that PyCIL prints as its class order for CIFAR-100."""
+    order = NumpyOrder(numpy_seed=1993)
+    assert order.of(100)[:10] == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76]
+    state = np.random.get_state()
+    np.random.seed(7)
+    expected = np.random.permutation(6)
+    np.random.set_state(state)
+    for seed in (0, 1):
+        scenario = made(cut(dataset(), seed, "class-incremental", class_order=NumpyOrder(numpy_seed=7), n_tasks=3))
+        assert scenario.class_names == tuple("abcdef"[place] for place in expected)
+    turned = cut(dataset(), 0, "class-incremental", class_order="given", task_order=NumpyOrder(numpy_seed=1), n_tasks=3)
+    assert [task.name for task in made(turned).tasks] == [
+        ("a,b", "c,d", "e,f")[place] for place in np.random.RandomState(1).permutation(3)
+    ]
+
+
+@pytest.mark.parametrize("name", ["stream, data: digits", "split_digits"])
+def test_an_order_in_a_file(name: str, tmp_path: Path) -> None:
+    text = f"name: it\nscenario: {{name: {name}, class_order: ORDER}}\nmodel: mlp\n"
+    experiment = runs.loaded(tmp_path, text, ("ORDER", "{numpy_seed: 1993}"))
+    assert experiment.scenario["class_order"] == {"numpy_seed": 1993}
+    tasks = registry.built("scenario", experiment.scenario, seed=5).tasks
+    order = np.random.RandomState(1993).permutation(10)
+    assert [task.name for task in tasks] == [f"{one},{other}" for one, other in order.reshape(5, 2)]
+    for wrong, message in {
+        "{numpy_seed: -1}": "'numpy_seed': input should be greater than or equal to 0, not -1",
+        "{numpy_seed: one}": "'numpy_seed': input should be a valid integer, not 'one'",
+        "draw": "'class_order': input should be 'given' or 'drawn', not 'draw'",
+        "1993": "'class_order': input should be a valid array, not 1993",
+    }.items():
+        found = runs.told(tmp_path, text.replace("ORDER", wrong))
+        assert [said for _, said in found] == [message]
+    found = runs.told(tmp_path, text.replace("ORDER", "{seed: 1993}"))
+    assert [said for _, said in found] == ["'numpy_seed' is missing", "unknown key 'seed'"]
 
 
 def test_transforms_change_each_task_in_its_own_way_and_mix_when_blurred() -> None:

@@ -110,12 +110,96 @@ def test_brightness_and_contrast_are_their_formulas(channels: int) -> None:
 
 
 def test_each_option_is_an_operation_and_one_more_leaves_the_draws_of_the_others_alone() -> None:
-    assert list(Augment.model_fields) == list(OPERATIONS)
+    assert set(Augment.model_fields) == set(OPERATIONS)
     x, draws = images(40), drawn_numbers(40, "t")
     alone = augmented(x, draws, Augment(brightness=0.3))
     both = augmented(x, draws, Augment(crop=2, brightness=0.3))
     assert torch.equal(both, augmented(augmented(x, draws, Augment(crop=2)), draws, Augment(brightness=0.3)))
     assert not torch.equal(alone, both)
+
+
+def test_a_resized_crop_comes_before_the_others_and_its_draws_after_theirs() -> None:
+    x, draws = images(6), drawn_numbers(6, "t")
+    cut = augmented(x, draws, Augment(resized_crop=0.3))
+    assert torch.equal(augmented(x, draws, Augment(resized_crop=0.3, crop=2)), augmented(cut, draws, Augment(crop=2)))
+    without = torch.rand(7, 6, generator=generator("t"))  # what five operations drew before this one came
+    assert torch.equal(draws[:7], without)
+
+
+def as_torchvision_draws(height: int, width: int, least: float, draws: Tensor) -> list[tuple[int, int, int, int]]:
+    """RandomResizedCrop.get_params of torchvision, sample by sample, with given numbers in place of its own."""
+    boxes = []
+    for sample in draws.T.tolist():
+        shares, ratios, places = sample[:10], sample[10:20], sample[20:]
+        for share, ratio in zip(shares, ratios, strict=True):
+            area = height * width * (least + (1 - least) * share)
+            aspect = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * ratio)
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                boxes.append((int(places[0] * (height - h + 1)), int(places[1] * (width - w + 1)), h, w))
+                break
+        else:
+            w, h = width, height
+            if width / height < 3 / 4:
+                h = round(width / (3 / 4))
+            elif width / height > 4 / 3:
+                w = round(height * (4 / 3))
+            boxes.append(((height - h) // 2, (width - w) // 2, h, w))
+    return boxes
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 32), (20, 50), (60, 9)])
+@pytest.mark.parametrize("least", [0.08, 0.9])
+def test_the_parts_are_those_of_torchvision(height: int, width: int, least: float) -> None:
+    draws = drawn_numbers(2000, "boxes")[-22:]
+    found = torch.stack(augmentation.crop_boxes(height, width, least, draws), 1).int().tolist()
+    expected = as_torchvision_draws(height, width, least, draws)
+    differing = [i for i, box in enumerate(expected) if list(box) != found[i]]
+    assert len(differing) <= 2  # a rounding of a half in single precision
+
+
+@pytest.mark.parametrize("value", ["224", "1"])
+def test_a_resized_crop_in_pixels_is_told_where_the_size_stands(value: str, tmp_path: Path) -> None:
+    text = f"name: it\nscenario: split_digits\nmodel: mlp\ntrain: {{augment: {{resized_crop: {value}}}}}\n"
+    ((where, message),) = runs.told(tmp_path, text)
+    assert where.startswith(value) and "such as 0.08" in message and "size: 224" in message
+
+
+def test_a_part_by_hand() -> None:
+    """A quarter of the area, as wide as high, in the middle: the first try does not fit, the second is taken."""
+    draws = torch.zeros(22, 1)
+    draws[0], draws[10] = 1 - 2**-24, 0.0  # all of the area at 3/4: higher than the image
+    draws[1], draws[11] = (0.25 - 0.08) / 0.92, 0.5
+    draws[20:] = 0.5
+    boxes = [int(one) for one in augmentation.crop_boxes(8, 8, 0.08, draws)]
+    assert boxes == [2, 2, 4, 4]
+    x = torch.arange(64.0).view(1, 1, 8, 8)
+    expected = F.interpolate(x[:, :, 2:6, 2:6], (8, 8), mode="bilinear")
+    torch.testing.assert_close(augmentation.resized_crop(x, 0.08, draws), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (32, 32), (20, 50)])
+def test_a_part_is_scaled_as_torch_scales_it(height: int, width: int) -> None:
+    """Each sample alone, cut out and interpolated by torch; so what others draw does not matter."""
+    x, draws = images(60, 3, height, width), drawn_numbers(60, "scaled")[-22:]
+    found = augmentation.resized_crop(x, 0.08, draws)
+    boxes = torch.stack(augmentation.crop_boxes(height, width, 0.08, draws), 1).int().tolist()
+    for i, (top, left, high, wide) in enumerate(boxes):
+        part = x[i : i + 1, :, top : top + high, left : left + wide]
+        expected = F.interpolate(part, (height, width), mode="bilinear", antialias=True, align_corners=False)
+        torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-4, atol=1e-5)
+        alone = augmentation.resized_crop(x[i : i + 1], 0.08, draws[:, i : i + 1])
+        torch.testing.assert_close(found[i : i + 1], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 8), (3, 4), (2, 8), (1, 12), (0, 1), (5, 11), (0, 16)])
+def test_the_weights_of_scaling_are_those_of_torch(start: int, length: int) -> None:
+    """A line of 16 pixels of which a part becomes 16."""
+    line = torch.rand(1, 1, 1, 16, generator=generator("line"))
+    weights = augmentation.scaling(torch.tensor([float(start)]), torch.tensor([float(length)]), 16)[0]
+    part = line[..., start : start + length]
+    expected = F.interpolate(part, (1, 16), mode="bilinear", antialias=True)
+    torch.testing.assert_close(line @ weights.T, expected)
 
 
 def test_draws_are_fair() -> None:

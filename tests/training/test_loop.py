@@ -21,7 +21,7 @@ from forgetlab.plugins import registry
 from forgetlab.seeding import generator
 from forgetlab.streams.scenario import Scenario, Task
 from forgetlab.training.heads import Head
-from forgetlab.training.loop import Epoch, Loop
+from forgetlab.training.loop import Epoch, Loop, progress
 from helpers.networks import network
 
 SIZES = (50, 23, 1)  # samples of each task
@@ -102,6 +102,36 @@ def test_a_budget_of_epochs_shows_every_sample_once_per_epoch(benchmark: CLScena
             assert torch.equal(x[:, 0].sort().values, torch.arange(size) / size)
         assert training.seen == epochs * size
     assert told == [Epoch(epoch + 1, epochs) for _ in SIZES for epoch in range(epochs)]
+
+
+class Shares(SupervisedPlugin):
+    """Notes which share of a task's steps is behind before each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[float] = []
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        self.told.append(progress(strategy))
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"),
+    [
+        (Budget(updates=(4, 2, 5)), [4, 2, 5]),
+        (Budget(updates=2, first_task=5), [5, 2, 2]),
+        (Budget(epochs=(1, 2, 3)), [7, 6, 3]),
+        (Budget(epochs=1, first_task=2), [14, 3, 1]),
+    ],
+)
+def test_each_task_has_its_own_part_of_a_budget(benchmark: CLScenario, budget: Budget, steps: list[int]) -> None:
+    shares = Shares()
+    training = loop(shares, budget=budget)
+    for n, experience in zip(steps, benchmark.streams["train"], strict=True):
+        shares.told.clear()
+        training.train(experience, [])
+        assert training.steps == n
+        assert shares.told == [step / n for step in range(n)]
 
 
 class States(SupervisedPlugin):

@@ -1,8 +1,7 @@
 """Hugging Face's methods: https://github.com/huggingface/peft (Apache-2.0), which comes with forgetlab[peft].
 
 Their layers stand in the backbone only while the module acts; lists of modules in their keys may name our roles too.
-Methods that learn prompts, and starts that change the backbone's own weights, are refused. What a tuner changes in the
-weights is what it merges into them, so it has a price, merges and is exported as our own modules are.
+Methods that learn prompts, and starts that change the backbone's own weights, are refused.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ ROLES: Any = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.out")
 class PEFT(Isolation):
     """h = f(x; W0, theta), f a layer of their tuner `peft_type`; `config` takes that tuner's keys."""
 
-    delta_learns = False  # what its layers merge into has no gradient
-
     def __init__(self, config: dict[str, Any]) -> None:
         named = [one for value in config.values() if isinstance(value, list) for one in value]
         at = config.get("layers_to_transform")  # which peft does not heed where a module is named by its whole path
@@ -32,6 +29,8 @@ class PEFT(Isolation):
         self.options, self.kinds = config, peft_layers.tuner_classes(library("peft"), config)
         self.identity_at_birth = peft_layers.identity_at_birth(config)  # type: ignore[misc]
         self.draws, self.paths = peft_layers.draws(config), dict[str, str]()
+        self.bases: dict[str, nn.Module] = {}  # what each of their layers stands before
+        self.scale: float | None = None  # of LoRA's B A
 
     def make(self, site: Site) -> nn.Module:
         return nn.Identity()
@@ -41,23 +40,15 @@ class PEFT(Isolation):
         paths: dict[Any, list[str]] = {role: [s.path for s in self.sites if s.role == role] for role in self.roles}
         if any(site.fused for site in self.sites) and not {*ROLES[:3]} <= paths.keys():
             raise OptionError("q, k and v are one layer here, and peft takes it whole: name all three", "config")
-        self.resolved = {key: value for key, value in self.options.items() if key != "peft_type"}
-        for key, value in self.resolved.items():
+        options = {key: value for key, value in self.options.items() if key != "peft_type"}
+        for key, value in options.items():
             if isinstance(value, list):
-                self.resolved[key] = list(dict.fromkeys(path for one in value for path in paths.get(one, [one])))
-        found = peft_layers.tuner_layers(self.kinds, self.resolved, backbone)
+                options[key] = list(dict.fromkeys(path for one in value for path in paths.get(one, [one])))
+        found = peft_layers.tuner_layers(self.kinds, options, backbone)
         self.paths = {path.replace(".", "-"): path for path in found}
-        if any(self.site_of(path) is None for path in found):  # embeddings, or what comes after the blocks
-            self.roles = (*self.roles, "whole")
-            super().attach(backbone)
         self.parts = nn.ModuleDict({key: found[path] for key, path in self.paths.items()})
-        self.bases = {path: backbone.get_submodule(path) for path in found}  # in a dict: not registered
-
-    def site_of(self, path: str) -> Site | None:
-        """The block that a layer lies in, or the whole where it lies in none and that is among the sites."""
-        places = [site for site in self.sites if site.role == "block" and path.startswith(inside(site))]
-        places += [site for site in self.sites if site.role == "whole"]
-        return places[0] if places else None
+        self.bases = {path: backbone.get_submodule(path) for path in found}
+        self.scale = peft_layers.common_scale(found.values())
 
     @contextmanager
     def active(self, backbone: nn.Module, x: Tensor | None = None) -> Any:
@@ -65,35 +56,24 @@ class PEFT(Isolation):
             yield
 
     def lowest(self) -> int:
-        sites = [self.site_of(path) for path in self.paths.values()]
-        return min(site.layer if site is not None and site.role == "block" else 0 for site in sites)
+        of = {f"{site.path}.": site.layer for site in self.sites if site.role == "block"}
+        return min(next((layer for at, layer in of.items() if path.startswith(at)), 0) for path in self.paths.values())
 
     def changes(self) -> dict[str, Tensor]:
-        return self.changed_weights() or {}
-
-    def changed_weights(self) -> dict[str, Tensor] | None:
+        """What their own merging makes of the weights, by our sites; none where a layer of theirs cannot be merged."""
         found: dict[str, Tensor] = {}
         for key, path in self.paths.items():
-            site: Any = self.site_of(path)
-            changed = peft_layers.merged_changes(self.parts[key], self.bases[path])
-            if changed is None:
-                return None
-            below = path.removeprefix(inside(site))
-            found |= {f"{site.key}.{below}.{name}": change for name, change in changed.items()}
+            change = peft_layers.weight_change(self.parts[key], self.bases[path])
+            if change is None:
+                return {}
+            found |= peft_layers.by_site(self.sites, path, self.bases[path], change)
         return found
 
-    def in_peft_format(self, inner: nn.Module, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        outside = [path for path in self.paths.values() if not path.startswith(prefix)]
-        if outside:
-            raise OptionError(f"{outside[0]} is no layer of the model that peft would be given")
-        options = {
-            key: [one.removeprefix(prefix) for one in value] if isinstance(value, list) else value
-            for key, value in self.resolved.items()
-        }
-        layers = {path.removeprefix(prefix): self.parts[key] for key, path in self.paths.items()}
-        return peft_layers.saved(self.kinds, options, inner, layers)
+    def changed_weights(self) -> dict[str, Tensor]:
+        return self.changes()
 
-
-def inside(site: Site) -> str:
-    """What the paths of all in a site begin with."""
-    return f"{site.path}." if site.path else ""
+    def layer_factors(self) -> dict[str, tuple[Tensor, Tensor]] | None:
+        """A and B of their LoRA; None for what else they have."""
+        if self.scale is None:
+            return None
+        return {path: peft_layers.lora_factors(self.parts[key], self.scale) for key, path in self.paths.items()}

@@ -8,6 +8,7 @@ log C: 0 is sure, 1 is uniform, whatever C is. A task of one class is always sur
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from forgetlab.plugins import register
 @register("router", "entropy")
 class LowestEntropy(ConfidenceRouter):
     """The task whose own answer is surest: argmin over t of H(softmax f_t(x)) / log C_t (no number in the paper)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"boundaries", "classes"})
 
     def confidence(self, logits: Tensor) -> Tensor:
         return -normalised_entropy(logits)

@@ -10,6 +10,7 @@ rounds to 1 would make two sure tasks equal. A task of one class says nothing.
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from forgetlab.plugins import register
 @register("router", "max_probability")
 class LargestProbability(ConfidenceRouter):
     """The task whose own answer is surest: argmax over t of (p_t - 1/C_t) / (1 - 1/C_t), p_t = max softmax f_t(x)."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"boundaries", "classes"})
 
     def confidence(self, logits: Tensor) -> Tensor:
         return -log_doubt(logits)

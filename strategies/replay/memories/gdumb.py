@@ -8,6 +8,7 @@ the rate, its CutMix and clipping; its many passes over the memory are the file'
 from __future__ import annotations
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
@@ -19,15 +20,27 @@ from forgetlab.replay import Batch, Memory, Rehearsal
 class Greedy(Memory):
     """A sample is kept while its class has less than its share; the largest class makes room, at random (algorithm 1).
 
-    Shares are those at a batch's end.
+    Shares are those at a batch's end. With ``per_class`` each class has that many places, its first samples stay, and
+    the memory grows with the classes.
     """
+
+    def __init__(
+        self,
+        capacity: PositiveInt | None = None,
+        ratio: PositiveFloat = 1.0,
+        per_class: PositiveInt | None = None,
+    ) -> None:
+        super().__init__(capacity or 1, ratio)
+        self.take_size(capacity, per_class=per_class)
 
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:
         come = -torch.arange(1, len(batch.y) + 1, device=batch.y.device, dtype=torch.float64)
         self.slots.keep_highest(batch, key=come)
-        key = self.slots.tensors["key"]  # of the new ones below 0, of the others a random number
-        draws = torch.rand(len(key), generator=generator, dtype=torch.float64).to(key.device)
-        self.slots.tensors["key"] = torch.where(key < 0, draws, key)
+        here = len(self.slots)
+        key = self.slots.tensors["key"][:here]  # of the new ones below 0, of others a random number
+        places = here if self.slots.grows else self.slots.capacity
+        draws = torch.rand(places, generator=generator, dtype=torch.float64)[:here]
+        key[key < 0] = draws.to(key.device)[key < 0]
 
 
 @register("rehearsal", "gdumb")

@@ -1,8 +1,10 @@
 """Deep generative replay: Shin et al. 2017, https://arxiv.org/abs/1705.08690.
 
-With a VAE, not a WGAN, as in van de Ven & Tolias 2018, https://arxiv.org/abs/1809.10635 (defaults: theirs). At a task's
-end it learns, in steps that are not counted, the task's images and its own of before, weighted by tasks. `rehearsal:
-soft_targets` makes it DGR with distillation. Told tasks: each image is labelled for an old one drawn at random.
+With a VAE, not a WGAN, as in van de Ven & Tolias 2018, https://arxiv.org/abs/1809.10635 (defaults:
+theirs). At a task's end it learns, in steps that are counted as ``extra_updates``, the task's images
+and its own of before, weighted by tasks. `rehearsal: soft_targets` makes it DGR with distillation,
+and `replay: {weight: by_tasks}` gives the classifier the weights that theirs has. Told tasks: each
+image is labelled for an old one drawn at random.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class Generative(Memory):
         old = VAE.of(self.generator) if self.generator else None
         vae = deepcopy(old) or VAE(x.shape[1:], *self.sizes, self.seed).to(x.device)
         fit(vae, x, self.steps, generator, old, share=1 / self.ended)
+        self.extra_updates += self.steps
         self.generator, self.solver, self.built = deepcopy(vae.state_dict()), deepcopy(model.state_dict()), None
 
     @torch.no_grad()

@@ -30,7 +30,8 @@ class Reservoir(Memory):
         draws = (torch.rand(n, generator=generator, dtype=torch.float64) * (count + 1)).long()
         place = torch.where(count < capacity, count, draws)
         rows = (place < capacity).nonzero().squeeze(1)
-        last = torch.full((capacity,), -1).scatter_reduce(0, place[rows], rows, "amax")  # later samples win
+        reached = min(capacity, self.seen + n)  # places that can be filled by now
+        last = torch.full((reached,), -1).scatter_reduce(0, place[rows], rows, "amax")  # later wins
         places = (last >= 0).nonzero().squeeze(1)
         device = batch.y.device
         self.slots.write(places.to(device), batch.rows(last[places].to(device)))

@@ -19,10 +19,19 @@ from forgetlab.replay import Batch, Memory
 
 @register("memory", "ring")
 class Ring(Memory):
-    """The last samples of each class (first in, first out), in equal shares of about capacity / classes."""
+    """The last samples of each class (first in, first out), in equal shares of about capacity / classes.
 
-    def __init__(self, capacity: PositiveInt, ratio: PositiveFloat = 1.0) -> None:
-        super().__init__(capacity, ratio)
+    With ``per_class`` each class has that many places, as the paper's ring has, and the memory grows with them.
+    """
+
+    def __init__(
+        self,
+        capacity: PositiveInt | None = None,
+        ratio: PositiveFloat = 1.0,
+        per_class: PositiveInt | None = None,
+    ) -> None:
+        super().__init__(capacity or 1, ratio)
+        self.take_size(capacity, per_class=per_class)
         self.seen = 0
 
     def store(self, batch: Batch, output: Tensor, generator: Generator) -> None:

@@ -19,5 +19,10 @@ class AsymmetricCrossEntropy(Rehearsal):
     """CE(new; over the classes of the batch at hand) + CE(drawn; over all seen classes)."""
 
     def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
+        on_current, on_old = self.parts(model, new, drawn, output)
+        return on_current + on_old
+
+    def parts(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> tuple[Tensor, Tensor]:
         on_new, on_drawn = output[: len(new.y)], output[len(new.y) :]
-        return F.cross_entropy(among(on_new, new.y), new.y) + F.cross_entropy(on_drawn, drawn.y)
+        current = F.cross_entropy(among(on_new, new.y), new.y)
+        return current, F.cross_entropy(on_drawn, drawn.y)

@@ -2,8 +2,8 @@
 https://arxiv.org/abs/1503.02531, for replay as in van de Ven & Tolias 2018, https://arxiv.org/abs/1809.10635.
 
 Beside the memory `generative` it makes DGR with distillation; beside one that keeps samples, DER by divergence instead
-of distance. New samples and drawn ones count alike, where van de Ven weighs them by the tasks they stand for. Classes
-that were not there when the logits were made have the target 0.
+of distance. New samples and drawn ones count alike; van de Ven weighs them by the tasks they stand for, which is
+`replay: {weight: by_tasks}`. Classes that were not there when the logits were made have the target 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,18 @@ class SoftTargets(Rehearsal):
         self.temperature = temperature
 
     def loss(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> Tensor:
-        n, stored = len(new.y), drawn.extra["logits"]
-        soft = (widened(stored, output.shape[1]) / self.temperature).softmax(1)
-        told = -(soft * (output[n:] / self.temperature).log_softmax(1)).sum(1)
-        return (F.cross_entropy(output[:n], new.y, reduction="sum") + self.temperature**2 * told.sum()) / len(output)
+        n = len(new.y)
+        told = self.told(drawn, output[n:])
+        on_new = F.cross_entropy(output[:n], new.y, reduction="sum")
+        return (on_new + self.temperature**2 * told.sum()) / len(output)
+
+    def parts(self, model: nn.Module, new: Batch, drawn: Batch, output: Tensor) -> tuple[Tensor, Tensor]:
+        n = len(new.y)
+        told = self.told(drawn, output[n:])
+        return F.cross_entropy(output[:n], new.y), self.temperature**2 * told.mean()
+
+    def told(self, drawn: Batch, output: Tensor) -> Tensor:
+        """CE(softmax(z' / T), softmax(z / T)) of each drawn sample; its logits z (m, C). -> (m,)"""
+        stored = widened(drawn.extra["logits"], output.shape[1])
+        soft = (stored / self.temperature).softmax(1)
+        return -(soft * (output / self.temperature).log_softmax(1)).sum(1)

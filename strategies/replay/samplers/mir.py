@@ -2,13 +2,16 @@
 
 https://arxiv.org/abs/1908.04742. The virtual step is one of plain gradient descent at the rate of the moment, as there,
 whatever the optimizer is. Losses are taken without dropout and by the statistics that BatchNorm has, which stay there;
-in the authors' code and in Avalanche each look at the candidates moves them. The authors look at 50 candidates for 10
-drawn, none of them of the task at hand; here these may be among them.
+in the authors' code and in Avalanche each look at the candidates moves them. The authors look at 50
+candidates for 10 drawn, none of them of the task at hand. Where few samples are kept that is all of
+them, and the same ones would be drawn each time: here the candidates are at most half of what may be
+drawn. `at_most: 1` is the authors' code, where all are drawn of a memory that holds too few.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,14 +29,38 @@ class MaximallyInterfered(Sampler):
 
     reads_kept: ClassVar[bool] = True
 
-    def __init__(self, candidates: Annotated[float, Field(ge=1)] = 5.0) -> None:
+    def __init__(
+        self,
+        candidates: Annotated[float, Field(ge=1)] = 5.0,
+        at_most: Annotated[float, Field(gt=0, le=1)] = 0.5,
+        exclude: Literal["task", "classes", "nothing"] = "task",
+    ) -> None:
         self.candidates = candidates  # for each one drawn
+        self.at_most = at_most  # this share of what may be drawn, but not fewer than are drawn
+        self.exclude = exclude  # of what is new: samples of its task, of its batch's classes
+        self.tells_tasks = exclude == "task"
+
+    @staticmethod
+    def needs_of(options: Mapping[str, Any]) -> frozenset[str]:
+        return frozenset({"boundaries"} if options.get("exclude", "task") == "task" else ())
 
     def choose(self, slots: Slots, n: int, new: Batch, model: nn.Module, rate: float, generator: Generator) -> Tensor:
-        some = torch.randperm(len(slots), generator=generator)[: round(self.candidates * n)].to(new.y.device)
+        old = self.may_be_drawn(slots, new)
+        most = max(n, int(self.at_most * len(old)))
+        order = torch.randperm(len(old), generator=generator)[: min(round(self.candidates * n), most)]
+        some = old[order.to(old.device)]
         if len(some) <= n:
             return some
         return some[self.interference(model, slots.read(some), new, rate).topk(n).indices]
+
+    def may_be_drawn(self, slots: Slots, new: Batch) -> Tensor:
+        """The places of samples that are not of the task at hand, or of none of its batch's classes. -> (m,)"""
+        kept = slots.kept()
+        if self.exclude == "task" and slots.experience is not None:
+            return (kept["experience"] != slots.experience).nonzero().squeeze(1)
+        if self.exclude == "classes":
+            return (~torch.isin(kept["y"], new.y)).nonzero().squeeze(1)
+        return torch.arange(len(slots), device=new.y.device)
 
     def interference(self, model: nn.Module, kept: Batch, new: Batch, rate: float) -> Tensor:
         """By how much a step on the new samples would raise the loss of kept ones. -> (B,)"""

@@ -1,8 +1,7 @@
 """QLoRA: Dettmers et al. 2023, Efficient Finetuning of Quantized LLMs, https://arxiv.org/abs/2305.14314.
 
 The quantised base is the strategy's: it is kept once for all tasks, and made dense in each pass. Factors and sums have
-full precision, where the authors use bfloat16; dropout and paging are left out. What it changes counts from W0, so the
-base's rounding is a part of it: every weight of its sites differs, and the change has full rank, of which B A has r.
+full precision, where the authors use bfloat16; dropout and paging are left out.
 """
 
 from __future__ import annotations
@@ -66,13 +65,15 @@ class QLoRA(Isolation):
         keys = {name: f"{site.key}.{name}" for name in ("codes", "scales", "sizes", "mean")}
         return {name: self.base[key] for name, key in keys.items() if key in self.base}
 
-    def changed_weights(self) -> dict[str, Tensor]:  # the quantised base differs from W0 too
-        return {f"{site.key}.weight": self._dense(site).detach() - site.weight for site in self.sites}
-
-    def _dense(self, site: Site) -> Tensor:
-        part: Any = self.parts[site.key]
-        return dequantised(self._kept(site), (site.out_dim, site.in_dim)) + self.scale * part.B @ part.A
-
     def after(self, part: Any, site: Site, x: Tensor, y: Tensor) -> Tensor:
         frozen = quantised_linear(x, self._kept(site), (site.out_dim, site.in_dim), site.bias)
         return frozen + self.scale * F.linear(F.linear(x, part.A), part.B)
+
+    def changed_weights(self) -> dict[str, Tensor]:
+        """W - W0 + (alpha / r) B A: what quantising took is a change of the backbone too."""
+        found: dict[str, Tensor] = {}
+        for site in self.sites if self.base else ():
+            part: Any = self.parts[site.key]
+            kept = dequantised(self._kept(site), (site.out_dim, site.in_dim))
+            found[f"{site.key}.weight"] = (kept - site.weight + self.scale * part.B @ part.A).detach()
+        return found

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from forgetlab.isolation import Isolation, Site, own_statistics, with_statistics
+from forgetlab.isolation import Isolation, Site
 from forgetlab.plugins import register
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -32,10 +32,7 @@ class DiffPruning(Isolation):
     def make(self, site: Site) -> nn.Module:
         column = torch.tensor([[0.0], [5.0 / self.rate]])  # w, and alpha / gate_rate of its gate
         self.w = nn.Parameter(column.repeat(1, sum(t.numel() for t in site.tensors.values())))
-        return with_statistics(nn.ParameterDict(), site)
-
-    def statistics(self, part: Any, site: Site) -> Mapping[str, Tensor]:
-        return own_statistics(part)
+        return nn.Identity()
 
     def weights(self, part: Any, site: Site) -> Mapping[str, Tensor]:
         row = torch.cat([t.flatten() for t in site.tensors.values()])

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from forgetlab.isolation import Isolation, Layers, Site, own_weights
+from forgetlab.isolation import Isolation, Layers, Site
 from forgetlab.plugins import register
 
 
@@ -29,4 +29,4 @@ class BitFit(Isolation):
         return nn.ParameterDict({name.replace(".", "/"): site.tensors[name].clone() for name in names})  # no dots there
 
     def weights(self, part: Any, site: Site) -> Mapping[str, Tensor]:
-        return own_weights(part)
+        return {name.replace("/", "."): tensor for name, tensor in part.items()}
