@@ -376,7 +376,7 @@ def authors_code(e: Tensor, w: Tensor, b: Tensor, head: Any, data: Any, used: Te
 
 
 def test_hat_learns_two_tasks_as_its_authors_code_does() -> None:
-    """With an smax at which no gate is so full that their compensation is lost to rounding, as it is from s e = 17 on."""
+    """At an smax where no gate is so full that their compensation is lost to rounding: in floats from s e = 17 on."""
     torch.manual_seed(0)
     smax, backbone = 2.0, MLP((6,), (8,)).double()
     network = IsolatedNetwork(backbone, lambda: HAT(smax=smax).double())
@@ -414,7 +414,7 @@ def test_hat_learns_two_tasks_as_its_authors_code_does() -> None:
         module.materialise()
         mine = (e > 0).double()
         used = mine if used is None else torch.maximum(used, mine)
-        assert 0 < used.sum() < 8 and e.abs().max() == 6
+        assert 0 < mine.sum() < 8 and e.abs().max() == 6
 
 
 def test_gates_end_hard() -> None:
