@@ -388,9 +388,7 @@ def test_hat_learns_two_tasks_as_its_authors_code_does() -> None:
         module: Any = network.double().module_of(task)
         key = module.sites[0].key
         with torch.no_grad():  # two at the edge: the penalty pushes one out
-            module.parts[key]["e"].copy_(
-                torch.tensor([6.0, -6.0, 2, -2, 1, -1, 0.5, -0.5])[:, None].roll(3 * task, 0)
-            )
+            module.parts[key]["e"].copy_(torch.tensor([6.0, -6.0, 2, -2, 1, -1, 0.5, -0.5])[:, None].roll(3 * task, 0))
         e = module.parts[key]["e"].detach().flatten().clone()
         head = [tensor.detach().clone() for tensor in network.heads[str(task)].parameters()]
         previous = [network.module_of(one) for one in range(task)]
