@@ -72,6 +72,7 @@ def train(model: IsolatedNetwork, task: int, steps: int = STEPS) -> None:
         for step in range(steps):
             model.train()
             module.step(step / steps)
+            module.step_of_epoch(step, steps)
             optimizer.zero_grad()
             loss(model, data[0]).backward()
             optimizer.step()
@@ -161,6 +162,7 @@ def gradients_reach_the_open_module_only(plugin: Plugin) -> None:
         reached: set[str] = set()
         for done in (0.0, 0.5, 0.99):  # what is unfrozen late, and what another tensor at 0 hides at first
             model.module_of(TASKS).step(done)
+            model.module_of(TASKS).step_of_epoch(int(done * 100), 100)
             optimizer.zero_grad()
             loss(model, batch).backward()
             optimizer.step()

@@ -96,7 +96,7 @@ class FromSums(Classifier):
 
 
 class RandomFeatures(FromSums):
-    """Sums of relu(P^T f), P (d, width) standard normal draws; of f itself where the width is 0."""
+    """Sums of relu(P^T f), P (d, width) drawn once, standard normal by default; of f itself where the width is 0."""
 
     drawn = frozenset({"projection"})
 
@@ -109,9 +109,13 @@ class RandomFeatures(FromSums):
         if self.width == 0:
             return f
         if "projection" not in self.sums:
-            draws = torch.randn(f.shape[1], self.width, generator=generator("projection", self.seed))
-            self.sums["projection"] = draws.to(f.device)
+            drawn = self.draw(f.shape[1], generator("projection", self.seed))
+            self.sums["projection"] = drawn.to(f.device)
         return F.relu(f @ self.sums["projection"].to(f))
+
+    def draw(self, n_features: int, draws: torch.Generator) -> Tensor:
+        """P. (d, width)"""
+        return torch.randn(n_features, self.width, generator=draws)
 
 
 @register("classifier", "ridge")

@@ -111,6 +111,10 @@ class Combination(Isolation):
         for member in self.members:
             member.step(done)
 
+    def step_of_epoch(self, behind: int, batches: int) -> None:
+        for member in self.members:
+            member.step_of_epoch(behind, batches)
+
     def materialise(self) -> None:
         for member in self.members:
             member.materialise()

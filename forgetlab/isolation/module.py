@@ -113,6 +113,9 @@ class Isolation(nn.Module, ABC):
     def step(self, done: float) -> None:
         """Called before each training step; ``done`` is the share of the task's steps that are behind, below 1."""
 
+    def step_of_epoch(self, behind: int, batches: int) -> None:
+        """Called after `step`: how many batches of this epoch are behind, and how many it has."""
+
     def begin(self, data: Iterable[Batch], previous: Sequence[Any], shared: Shared, backbone: nn.Module) -> None:
         """Called before a task is trained; ``previous`` modules are read-only, ``shared`` belongs to the strategy."""
 

@@ -24,7 +24,7 @@ from forgetlab.isolation.router import Router
 from forgetlab.seeding import drawn_from
 from forgetlab.training.competing_classes import heads_asked, nobody, side_by_side
 from forgetlab.training.heads import Head
-from forgetlab.training.loop import progress
+from forgetlab.training.loop import progress, progress_of_epoch
 from forgetlab.training.network import Network
 
 Files = dict[str, tuple[dict[str, Tensor], dict[str, Any]]]  # by name: tensors, and plain values beside them
@@ -226,7 +226,9 @@ class IsolationPlugin(SupervisedPlugin):
         module.begin(Data(strategy), previous, network.shared, network.backbone)
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        strategy.model.module_of(strategy.model.current).step(progress(strategy))
+        module = strategy.model.module_of(strategy.model.current)
+        module.step(progress(strategy))
+        module.step_of_epoch(*progress_of_epoch(strategy))
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         penalty = strategy.model.module_of(strategy.model.current).penalty()

@@ -14,7 +14,7 @@ from forgetlab.avalanche.api import SupervisedPlugin
 from forgetlab.isolation.attachment import placed
 from forgetlab.isolation.module import Isolation
 from forgetlab.plugins.options import OptionError
-from forgetlab.training.loop import progress
+from forgetlab.training.loop import progress, progress_of_epoch
 
 HOOKS = ("begin", "end", "step", "materialise")  # what a module may do in the course of a task
 
@@ -99,7 +99,9 @@ class ModulePlugin(SupervisedPlugin):
     """Tells the module of an `Adapted` of each step, and adds its penalty."""
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        strategy.model.backbone.module.step(progress(strategy))
+        module = strategy.model.backbone.module
+        module.step(progress(strategy))
+        module.step_of_epoch(*progress_of_epoch(strategy))
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         penalty = strategy.model.backbone.module.penalty()

@@ -299,6 +299,15 @@ def progress(strategy: Any) -> float:
     return strategy.clock.train_exp_iterations / (updates or strategy.train_epochs * len(strategy.dataloader))
 
 
+def progress_of_epoch(strategy: Any) -> tuple[int, int]:
+    """The batches of this epoch that are behind, and how many it has: fewer where the task's updates end in it."""
+    behind, whole = strategy.clock.train_exp_iterations, len(strategy.dataloader)
+    updates = strategy.task_updates if isinstance(strategy, TensorPath) else None
+    started = behind - behind % whole
+    left = whole if updates is None else updates - started
+    return behind - started, min(whole, left)
+
+
 def carry_over(old: Optimizer, new: Optimizer, old_names: dict[int, str], new_names: dict[int, str]) -> None:
     """Give a new optimizer the old one's state by parameter name; rows that a parameter has grown by start at zero."""
     states = {old_names[id(p)]: state for p, state in old.state.items()}

@@ -38,8 +38,8 @@ SUMS: list[Make] = [
     StreamingLDA,
     Ridge,
     lambda: RanPAC(40, strength=0.5),
-    RecursiveRidge,
-    lambda: RecursiveRidge(0.1, expansion=40),
+    lambda: RecursiveRidge(0),
+    lambda: RecursiveRidge(40),
 ]
 
 
@@ -150,7 +150,7 @@ def test_recursive_ridge_is_the_joint_ridge_after_any_number_of_tasks() -> None:
     f, y = samples(n=400, width=20)
     asked = samples(width=20, seed=1)[0]
     for order in ([0, 1, 2, 3], [3, 1, 2, 0]):
-        recursive = RecursiveRidge(strength=0.1)
+        recursive = RecursiveRidge(0, strength=0.1)
         for task, label in enumerate(order):
             for one in f[y == label].split(13):
                 recursive.update(task, one, torch.full((len(one),), label))
@@ -174,8 +174,50 @@ class WithoutTheOldInverse(RecursiveRidge):
 def test_a_recursion_that_forgets_is_found() -> None:
     f, y = samples()
     expected = sklearns_ridge(f[:, 0], y, f[:, 0], 0.1, intercept=False)
-    assert close(taught(RecursiveRidge, *by_class(f, y, [0, 1, 2, 3])).logits(f), expected, 1e-8)
-    assert not close(taught(WithoutTheOldInverse, *by_class(f, y, [0, 1, 2, 3])).logits(f), expected, 1e-3)
+    assert close(taught(lambda: RecursiveRidge(0), *by_class(f, y, [0, 1, 2, 3])).logits(f), expected, 1e-8)
+    forgetful = taught(lambda: WithoutTheOldInverse(0), *by_class(f, y, [0, 1, 2, 3]))
+    assert not close(forgetful.logits(f), expected, 1e-3)
+
+
+def acils_code(p: Tensor, batches: list[tuple[Tensor, Tensor]], asked: Tensor, gamma: float) -> Tensor:
+    """Answers of Analytic-continual-learning's ACIL after these batches: a linear layer P without bias, relu, and the
+    recursive least squares of its RecursiveLinear, whose columns grow with the classes."""
+    inverse, weight = torch.eye(p.shape[1]).double() / gamma, torch.zeros(p.shape[1], 0).double()
+    for f, y in batches:
+        h, onehot = relu(f.double() @ p), torch.nn.functional.one_hot(y).double()
+        more = onehot.shape[1] - weight.shape[1]
+        weight = torch.nn.functional.pad(weight, (0, max(0, more)))
+        onehot = torch.nn.functional.pad(onehot, (0, max(0, -more)))
+        k = torch.inverse(torch.eye(len(h)).double() + h @ inverse @ h.T)
+        inverse = inverse - inverse @ h.T @ k @ h @ inverse
+        weight = weight + inverse @ h.T @ (onehot - h @ weight)
+    return relu(asked.double() @ p) @ weight
+
+
+def test_recursive_ridge_is_acil_with_its_random_layer() -> None:
+    f, y = samples(n=200, width=9)
+    asked = samples(width=9, seed=1)[0]
+    made = RecursiveRidge(30)
+    made.seed = 5
+    batches = [
+        (rows, labels)
+        for f_c, y_c in by_class(f, y, [0, 2, 1, 3])
+        for rows, labels in zip(f_c.split(17), y_c.split(17), strict=True)
+    ]
+    for rows, labels in batches:
+        made.update(0, rows, labels)
+    with torch.random.fork_rng():  # their layer is torch's, which draws between -1 and 1 over the root of the width
+        torch.manual_seed(generator("projection", 5).initial_seed())
+        layer = torch.nn.Linear(9, 30, bias=False)
+    bound = 9**-0.5
+    assert layer.weight.abs().max() <= bound and made.sums["projection"].abs().max() <= bound
+    assert made.sums["projection"].std().item() == pytest.approx(layer.weight.std().item(), rel=0.1)
+    p = made.sums["projection"].double()
+    theirs = acils_code(p, [(rows[:, 0], labels) for rows, labels in batches], asked[:, 0], 0.1)
+    assert close(made.logits(asked), theirs, 1e-8)
+    wrong = acils_code(2 * p, [(rows[:, 0], labels) for rows, labels in batches], asked[:, 0], 0.1)
+    assert not close(made.logits(asked), wrong, 1e-3)
+    assert RecursiveRidge().width == RanPAC().width == 2000
 
 
 def test_random_features_are_those_of_the_seed() -> None:

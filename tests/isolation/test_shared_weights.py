@@ -9,17 +9,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.mlp import MLP
 from forgetlab.checks import isolation, promises
 from forgetlab.checks.backbones import samples
 from forgetlab.checks.isolation import loss, start, train
+from forgetlab.data.datasets import Samples
+from forgetlab.experiment import Budget, Train
 from forgetlab.isolation.attachment import standing_in
-from forgetlab.isolation.network import IsolatedNetwork
+from forgetlab.isolation.network import IsolatedNetwork, IsolationPlugin
 from forgetlab.metrics.accuracy_matrix import forgetting
 from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import drawn_from, generator
 from forgetlab.strategies.isolation.modules.masks.diff_pruning import DiffPruning
 from forgetlab.strategies.isolation.modules.masks.hat import HAT
 from forgetlab.strategies.isolation.modules.masks.packnet import PackNet
+from forgetlab.streams.scenario import Scenario, Task
+from forgetlab.training.loop import Loop
 from helpers import runs
 from helpers.networks import isolated
 
@@ -41,6 +47,7 @@ def steps(
                 return
             model.train()
             model.module_of(task).step(step / n)
+            model.module_of(task).step_of_epoch(step, n)
             walk.zero_grad()
             loss(model, batch).backward()
             walk.step()
@@ -319,15 +326,99 @@ def test_the_gradient_is_the_authors_compensated_one(s: float) -> None:
     torch.testing.assert_close(part.e.grad, theirs.detach(), rtol=1e-6, atol=0)
 
 
-def test_s_rises_from_its_inverse_to_smax_and_gates_end_hard() -> None:
+@pytest.mark.parametrize(
+    ("budget", "batches"),
+    [({"epochs": 2}, [0, 1, 2, 0, 1, 2]), ({"updates": 5}, [0, 1, 2, 0, 2]), ({"updates": 1}, [2])],
+)
+def test_s_rises_from_its_inverse_to_smax_in_each_epoch(budget: Any, batches: list[int]) -> None:
+    """Over three batches: 1/400, halfway, 400; an epoch that the updates cut short ends at 400 too."""
+    seen: list[float] = []
+
+    class Watched(HAT):
+        def step_of_epoch(self, behind: int, batches: int) -> None:
+            super().step_of_epoch(behind, batches)
+            seen.append(self.s)
+
+    x, y = torch.rand(24, 4), torch.arange(24) % 2
+    task = Task("a", Samples(x, y), Samples(x, y), (0, 1))
+    scenario = Scenario((task,), ("a", "b"), task_known_at_test=True)
+    network = IsolatedNetwork(MLP((4,), (5,)), Watched)
+    loop = Loop(model=network, train=Train(batch_size=8), budget=Budget(**budget), plugins=[IsolationPlugin()])
+    loop.train(to_benchmark(scenario).streams["train"][0], [])
+    rising = [1 / 400, (400 + 1 / 400) / 2, 400.0]
+    assert seen == pytest.approx([rising[batch] for batch in batches])
+
+
+def authors_code(e: Tensor, w: Tensor, b: Tensor, head: Any, data: Any, used: Tensor | None, smax: float) -> None:
+    """One epoch of HAT on one layer of units, as joansj/hat trains it; their loss, their four steps after backward().
+
+    s of the last batch is smax, as in the paper. ``used`` are the units that earlier tasks use.
+    """
+    rate, sparsity, n = 0.1, 0.75, len(data)
+    for i, (x, y) in enumerate(data):
+        s = 1 / smax + (smax - 1 / smax) * i / (n - 1)
+        tensors = [tensor.requires_grad_() for tensor in (e, w, b, *head)]
+        mask = torch.sigmoid(s * e)
+        hidden = torch.relu(x @ w.T + b) * mask
+        free = torch.ones_like(mask) if used is None else 1 - used
+        loss = (
+            nn.functional.cross_entropy(hidden @ head[0].T + head[1], y) + sparsity * (mask * free).sum() / free.sum()
+        )
+        gradients = [gradient.clone() for gradient in torch.autograd.grad(loss, tensors)]
+        if used is not None:
+            gradients[1] *= free[:, None]
+            gradients[2] *= free
+        gradients[0] *= smax / s * (torch.cosh((s * e.detach()).clamp(-50, 50)) + 1) / (torch.cosh(e.detach()) + 1)
+        for tensor, gradient in zip(tensors, gradients, strict=True):
+            tensor.requires_grad_(False)
+            tensor -= rate * gradient
+        e.clamp_(-6, 6)
+
+
+def test_hat_learns_two_tasks_as_its_authors_code_does() -> None:
+    """At an smax where no gate is so full that their compensation is lost to rounding: in floats from s e = 17 on."""
+    torch.manual_seed(0)
+    smax, backbone = 2.0, MLP((6,), (8,)).double()
+    network = IsolatedNetwork(backbone, lambda: HAT(smax=smax).double())
+    w, b = (tensor.detach().clone() for tensor in backbone.layers[0][0].parameters())  # type: ignore[index, union-attr]
+    used: Tensor | None = None
+    for task in range(2):
+        data = [(torch.randn(5, 6, dtype=torch.float64), torch.randint(2, (5,)) + 2 * task) for _ in range(4)]
+        network.open(task, [2 * task, 2 * task + 1])
+        module: Any = network.double().module_of(task)
+        key = module.sites[0].key
+        with torch.no_grad():  # two at the edge: the penalty pushes one out
+            module.parts[key]["e"].copy_(torch.tensor([6.0, -6.0, 2, -2, 1, -1, 0.5, -0.5])[:, None].roll(3 * task, 0))
+        e = module.parts[key]["e"].detach().flatten().clone()
+        head = [tensor.detach().clone() for tensor in network.heads[str(task)].parameters()]
+        previous = [network.module_of(one) for one in range(task)]
+        module.begin([], previous, network.shared, backbone)
+        optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+        for behind, (x, y) in enumerate(data):
+            network.train()
+            module.step_of_epoch(behind, len(data))
+            optimizer.zero_grad()
+            at = torch.full((len(x),), task)
+            loss = nn.functional.cross_entropy(network(x, at), y)
+            (loss + module.penalty()).backward()
+            optimizer.step()
+        network.eval()
+        module.end([], previous, network.shared, backbone)
+        authors_code(e, w, b, head, [(x, y - 2 * task) for x, y in data], used, smax)
+        torch.testing.assert_close(module.parts[key]["e"].detach().flatten(), e)
+        torch.testing.assert_close(network.shared[key], torch.cat([w, b[:, None]], dim=1))
+        for tensor, theirs in zip(network.heads[str(task)].parameters(), head, strict=True):
+            torch.testing.assert_close(tensor.detach(), theirs)
+        module.materialise()
+        mine = (e > 0).double()
+        used = mine if used is None else torch.maximum(used, mine)
+        assert 0 < mine.sum() < 8 and e.abs().max() == 6
+
+
+def test_gates_end_hard() -> None:
     model = isolated(HAT)
-    start(model, 0)
+    train(model, 0)
     module = hat(model)
-    module.step(0.0)
-    assert module.s == 1 / 400
-    module.step(0.5)
-    assert module.s == pytest.approx(200, rel=1e-2)
-    end(model, 0)
     for site in module.sites:
         gate = module.gate(module.parts[site.key])
         assert set(gate.unique().tolist()) == {0.0, 1.0}
@@ -408,7 +499,7 @@ def test_the_penalty_is_the_share_of_free_units_that_are_open() -> None:
     train(model, 0)
     start(model, 1)
     module = hat(model, 1)
-    module.step(0.3)
+    module.step_of_epoch(3, 11)
     opened = count = 0.0
     for site in module.sites:
         e = module.parts[site.key].get_parameter("e").detach()

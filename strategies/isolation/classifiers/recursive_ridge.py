@@ -1,7 +1,8 @@
 """Recursive ridge: Zhuang et al. 2022, ACIL: Analytic Class-Incremental Learning, https://arxiv.org/abs/2205.14922.
 
 The inverse and the weight are updated in place of the sums; both are at any time those of all samples so far at
-once. The paper first expands the features by a random layer with relu: ``expansion`` is its width, 0 leaves it out.
+once. As in the authors' code the features first go through a random layer without biases and relu, whose weights start
+as torch's linear layers do; ``projection`` is its width, there 8,192 and more, and 0 leaves it out.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from forgetlab.plugins import register
 AT_ONCE = 512  # samples
 
 
-@register("classifier", "recursive_ridge")
+@register("classifier", "recursive_ridge", renewed="2026-12-01")
 class RecursiveRidge(RandomFeatures):
     """R = (sum h h^T + s I)^-1, W = R sum h onehot(y)^T: R -= R H^T (I + H R H^T)^-1 H R, W += R H^T (Y - H W)."""
 
-    def __init__(self, strength: PositiveFloat = 0.1, expansion: NonNegativeInt = 0) -> None:
-        super().__init__(expansion)
+    def __init__(self, projection: NonNegativeInt = 2000, strength: PositiveFloat = 0.1) -> None:
+        super().__init__(projection)
         self.strength = strength
+
+    def draw(self, n_features: int, draws: torch.Generator) -> Tensor:
+        bound = n_features**-0.5
+        return torch.empty(n_features, self.width).uniform_(-bound, bound, generator=draws)
 
     def update(self, task: int, features: Tensor, labels: Tensor) -> None:
         count_classes(self.sums, labels)

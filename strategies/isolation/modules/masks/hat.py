@@ -1,5 +1,9 @@
-"""HAT: Serra et al. 2018, https://arxiv.org/abs/1801.01423, on the units of feed-forward parts, whose outgoing weights
-stay frozen. What enters a unit counts as used by all. s rises once a task, theirs each epoch; e is not cut to 6."""
+"""HAT: Serra et al. 2018, Overcoming Catastrophic Forgetting with Hard Attention to the Task.
+
+https://arxiv.org/abs/1801.01423, on the units of feed-forward parts, whose outgoing weights stay frozen. What enters a
+unit counts as used by all. After a task gates are 0 or 1, where theirs are sigmoid(smax e). s rises anew in each epoch,
+as the paper has it: up to smax in its last batch, where their code stays a little below.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +17,12 @@ from forgetlab.isolation import Batch, Isolation, Layers, Shared, Site
 from forgetlab.plugins import register
 
 
-@register("isolation", "hat")
+@register("isolation", "hat", renewed="2026-12-01")
 class HAT(Isolation):
     """f(a * (W x + b)), a = sigmoid(s e) with the gradient of smax sigmoid(e); W, b of a unit that was used stay."""
 
     identity_at_birth = False
+    furthest = 6.0  # an embedding e from 0: beyond it would never come back (their code's thres_emb)
 
     def __init__(self, smax: PositiveFloat = 400.0, sparsity: NonNegativeFloat = 0.75, layers: Layers = None) -> None:
         super().__init__(("mlp.in",), layers)
@@ -40,8 +45,16 @@ class HAT(Isolation):
         gates, free = (torch.cat([*each]) for each in (map(self.gate, self.parts.values()), self.free.values()))
         return self.sparsity * (gates * free).sum() / free.sum().clamp(min=1)
 
-    def step(self, done: float) -> None:
-        self.s = 1 / self.smax + (self.smax - 1 / self.smax) * done
+    def step_of_epoch(self, behind: int, batches: int) -> None:
+        """s = 1 / smax + (smax - 1 / smax) (b - 1) / (B - 1) for batch b of B."""
+        risen = behind / (batches - 1) if batches > 1 else 1.0
+        self.s = 1 / self.smax + (self.smax - 1 / self.smax) * risen
+        self._constrain()
+
+    @torch.no_grad()
+    def _constrain(self) -> None:
+        for part in self.parts.values():
+            part.get_parameter("e").clamp_(-self.furthest, self.furthest)
 
     def recall(self, previous: Sequence[Isolation], shared: Shared) -> None:
         self.shared = shared
@@ -53,6 +66,7 @@ class HAT(Isolation):
             self.free[key] = sum((one.parts[key].get_parameter("e") > 0 for one in previous), torch.zeros_like(e)) == 0
 
     def end(self, data: Iterable[Batch], previous: Sequence[Isolation], shared: Shared, backbone: nn.Module) -> None:
+        self._constrain()
         self.s = torch.inf  # from now on a gate is 0 or 1
         shared |= {k: torch.where(f, self.parts[k].get_parameter("rows").data, shared[k]) for k, f in self.free.items()}
 
