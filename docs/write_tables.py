@@ -71,7 +71,7 @@ def summaries_of(name: str, runs: Path) -> list[Summary]:
         Unfinished: not all of its runs are there, with today's settings.
     """
     experiment = load(ROOT / "experiments" / f"{name}.yaml")
-    done = finished_of(Store(runs), experiment)
+    done = finished_of(Store(runs), experiment, experiment.name)
     wanted = len(experiment.entries) * len(experiment.seeds)
     if len(done) < wanted:
         raise Unfinished(f"{len(done)} of {wanted} runs are finished")

@@ -52,16 +52,16 @@ def print_answers(
 def _stored(store: Store, name: str, description: Mapping[str, Any]) -> list[Finished]:
     """The finished runs of an experiment; what else is in its folder had other settings. It says what is missing."""
     experiment = settings_then.stored_experiment(description)
-    done, wanted = finished_of(store, experiment), len(experiment.entries) * len(experiment.seeds)
+    done, wanted = finished_of(store, experiment, name), len(experiment.entries) * len(experiment.seeds)
     if len(done) < wanted:
         say(f"{name}: {len(done)} of {wanted} runs are finished; 'forgetlab run' of its file goes on")
     return done
 
 
-def finished_of(store: Store, experiment: Experiment) -> list[Finished]:
-    """The finished runs of an experiment, as it is set now."""
+def finished_of(store: Store, experiment: Experiment, folder: str) -> list[Finished]:
+    """The finished runs of an experiment as it is set now, in the folder of this name."""
     runs = [(entry, seed) for entry in experiment.entries for seed in experiment.seeds]
-    folders = [(store.folder(experiment.name, entry.name, seed), entry, seed) for entry, seed in runs]
+    folders = [(store.folder(folder, entry.name, seed), entry, seed) for entry, seed in runs]
     return finished([folder for folder, entry, seed in folders if _is_its_own(folder, experiment, entry, seed)])
 
 
