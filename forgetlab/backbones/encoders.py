@@ -19,6 +19,11 @@ TextPool = Literal["mean", "first", "last"]
 ImagePool = Literal["first", "mean", "first+mean"]
 
 WITH_TOKEN_TYPES = ("BertModel", "RobertaModel")
+LAST_NORMS = (
+    "ln_f",
+    "layernorm",
+    "norm",
+)  # of GPT-2, of transformers' vision models, of timm; BERT's lies in its layers
 CHANCES = ("p", "prob", "drop_prob", "attention_dropout")  # of dropout, of paths, patches and attention
 
 
@@ -49,6 +54,10 @@ class TextEncoder(nn.Module):
         if self.causal:
             given["use_cache"] = False
         return self._pooled(self.encoder(ids, **given).last_hidden_state, real)
+
+    def averaged(self, states: Tensor) -> Tensor:
+        """The features of some positions that leave the last layer, as their mean. (B, n, d) -> (B, d)"""
+        return normalised_last(self.encoder, states).mean(1)
 
     def real(self, ids: Tensor) -> Tensor:
         """(B, L) -> (B, L) bool: which are no padding"""
@@ -116,7 +125,15 @@ class ImageEncoder(nn.Module):
         x = self.scaled(x)
         tokens = self.encoder.forward_features(x) if self.of_timm else self.encoder(x).last_hidden_state
         pooled = {"first": lambda: tokens[:, 0], "mean": lambda: tokens[:, self.special :].mean(1)}
-        features = [pooled[part]() for part in self.pool.split("+")]
+        return self._joined([pooled[part]() for part in self.pool.split("+")])
+
+    def averaged(self, states: Tensor) -> Tensor:
+        """The features of some positions that leave the last layer, as their mean. (B, n, width) -> (B, d)"""
+        mean = normalised_last(self.encoder, states).mean(1)
+        return self._joined([mean for _ in self.pool.split("+")])
+
+    def _joined(self, features: list[Tensor]) -> Tensor:
+        """(B, width) each -> (B, d)"""
         if self.of_timm:
             features = [self.encoder.fc_norm(part) for part in features]
         return torch.cat(features, 1)
@@ -132,6 +149,12 @@ class ImageEncoder(nn.Module):
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         return (x.expand(-1, self.channels, -1, -1) - self.mean) / self.std
+
+
+def normalised_last(encoder: Any, states: Tensor) -> Tensor:
+    """What the encoder does to each position after its last layer: a layer norm, or nothing. (B, n, d)"""
+    norms = [getattr(encoder, name) for name in LAST_NORMS if hasattr(encoder, name)]
+    return norms[0](states) if norms else states
 
 
 def without_chance(encoder: nn.Module) -> nn.Module:

@@ -70,6 +70,10 @@ class Transformer(nn.Module):
             x = block(x, real)
         return self.norm(x)
 
+    def averaged(self, states: Tensor) -> Tensor:
+        """The features of some positions that leave the last block, as their mean. (B, n, width) -> (B, width)"""
+        return self.norm(states).mean(1)
+
     def real(self, ids: Tensor) -> Tensor:
         """(B, L) -> (B, L) bool: what is no padding"""
         return ids.ne(PADDING)

@@ -43,4 +43,8 @@ class ViT(nn.Module):
         x = self.positions(self.embed(patches.contiguous()))  # see `forgetlab.isolation.attachment.swapped`
         for block in self.blocks:
             x = block(x)
-        return self.norm(x).mean(1)
+        return self.averaged(x)
+
+    def averaged(self, states: Tensor) -> Tensor:
+        """The features of some positions that leave the last block, as their mean. (B, n, width) -> (B, width)"""
+        return self.norm(states).mean(1)

@@ -5,7 +5,7 @@ A module of your own imports from here: `Isolation` and what it is built of.
 
 from forgetlab.backbones.sites import Layers, LinearRole, Role, Site
 from forgetlab.batch import Batch
-from forgetlab.isolation.attachment import wrapped
+from forgetlab.isolation.attachment import leaving_last, wrapped
 from forgetlab.isolation.classifier import (
     FromSums,
     RandomFeatures,
@@ -48,6 +48,7 @@ __all__ = [
     "by_place",
     "count_classes",
     "dequantised",
+    "leaving_last",
     "library",
     "means",
     "one_hot",

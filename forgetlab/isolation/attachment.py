@@ -251,6 +251,21 @@ def tapped(backbone: nn.Module) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+@contextmanager
+def leaving_last(backbone: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, the list takes in what leaves the last block, with tokens that stay still in front. (B, n + T, d)"""
+    left: list[Tensor] = []
+
+    def take(_: nn.Module, __: Any, given: Any) -> None:
+        left.append(given[0] if isinstance(given, tuple) else given)
+
+    handle = blocks(backbone)[-1].register_forward_hook(take)
+    try:
+        yield left
+    finally:
+        handle.remove()
+
+
 def positions(backbone: nn.Module, x: Tensor | None) -> Tensor | None:
     """Which positions of the input are no padding, (B, T), where a backbone tells them apart."""
     real = getattr(backbone, "real", None)

@@ -94,7 +94,7 @@ def test_its_flags_are_what_its_members_flags_make() -> None:
 
 def test_a_query_is_handed_on_and_penalties_are_summed() -> None:
     backbone = tiny("vit")
-    module = attached(Combined(("lora", "l2p", "l2p")), backbone, spread=0.3)
+    module = attached(Combined(("lora", "coda_prompt", "l2p")), backbone, spread=0.3)
     module.query = backbone(samples(backbone, 0))
     features(module, backbone)
     first, second = (member.penalty() for member in module.members[1:])

@@ -5,17 +5,21 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from forgetlab.backbones.sites import blocks
 from forgetlab.backbones.vit import ViT
 from forgetlab.checks import isolation
-from forgetlab.checks.backbones import HEADS, LAYERS, WIDTH, samples, tiny
+from forgetlab.checks.backbones import FAMILIES, HEADS, LAYERS, WIDTH, samples, tiny
 from forgetlab.plugins.options import OptionError
 from forgetlab.plugins.registry import Plugin
+from forgetlab.seeding import generator
 from forgetlab.strategies.isolation.modules.prompts.coda_prompt import CODAPrompt
 from forgetlab.strategies.isolation.modules.prompts.dual_prompt import DualPrompt
 from forgetlab.strategies.isolation.modules.prompts.l2p import L2P
@@ -45,15 +49,116 @@ def best(module: L2P, query: Tensor) -> list[int]:
 def test_each_sample_gets_the_prompts_of_its_nearest_keys() -> None:
     backbone = tiny("vit")
     images = samples(backbone, 1)
-    module, queries = attached(L2P(6, 2, 3), backbone), backbone(images).detach()
+    module, queries = attached(L2P(6, 2, 3, reads="tokens"), backbone), backbone(images).detach()
     module.keys.data = queries[:6] - queries.mean(0)  # the queries of such images are much alike
     nn.init.normal_(module.prompts)
     found, alone = asked(module, backbone, images), attached(Prompt(6), backbone)
     chosen = [best(module, query) for query in module.query]
     assert len({tuple(sorted(keys)) for keys in chosen}) > 1
     for image, keys, features in zip(images, chosen, found, strict=True):
-        alone.parts["tokens-0"]["prompts"].data = module.prompts[keys].detach().flatten(0, 1).unsqueeze(0)
+        alone.parts["tokens-0"]["prompts"].data = module.prompts[0, keys].detach().flatten(0, 1).unsqueeze(0)
         torch.testing.assert_close(alone.features(backbone, image[None])[0].detach(), features, rtol=0, atol=1e-5)
+
+
+def l2ps_code(
+    vit: Any, prompts: Tensor, keys: Tensor, x: Tensor, query: Tensor, layers: tuple[int, ...], vote: bool, top: int = 3
+) -> tuple[Tensor, Tensor]:
+    """google-research/l2p on a ViT without class token: features by `classifier: prompt`, and their `reduce_sim`.
+
+    prompts (layers, pool, length, d), keys (pool, d); prompts are put in front before their layer and stay.
+    """
+    normed, asking = (F.normalize(rows, dim=-1, eps=1e-6) for rows in (keys, query))
+    index = (asking @ normed.T).topk(top).indices
+    if vote:
+        names, counts = np.unique(index.numpy(), return_counts=True)
+        major = names[sorted(range(len(names)), key=lambda i: (-counts[i], i))[:top]]
+        index = torch.as_tensor(major).expand(len(x), -1)
+    batched = prompts[:, index].flatten(2, 3)  # (layers, B, top * length, d)
+    reduced = (normed[index] * asking.unsqueeze(1)).sum() / len(x)
+    h = vit.positions(vit.embed(F.unfold(x, vit.patch, stride=vit.patch).transpose(1, 2)))
+    for layer, block in enumerate(vit.blocks):
+        if layer in layers:
+            h = torch.cat([batched[layers.index(layer)], h], dim=1)
+        h = block(h)
+    total = len(layers) * batched.shape[2]
+    return vit.norm(h)[:, :total].mean(1), reduced
+
+
+@pytest.mark.parametrize("batchwise", [False, True])
+@pytest.mark.parametrize("layers", [(0,), (1,), (0, 1)])
+def test_it_learns_as_its_authors_code_does(layers: tuple[int, ...], batchwise: bool) -> None:
+    backbone = tiny("vit")
+    x, y, head = samples(backbone, 1), torch.arange(12) % 3, torch.randn(3, WIDTH, generator=generator("head"))
+    module = attached(L2P(6, 2, 3, pull=0.25, batchwise=batchwise, layers=layers), backbone, spread=0.5).train()
+    queries = backbone(x).detach()
+    module.keys.data = queries[:6] - queries.mean(0)
+    prompts, keys = (tensor.detach().clone().requires_grad_() for tensor in (module.prompts, module.keys))
+    module.query = queries
+    found = module.features(backbone, x)
+    (F.cross_entropy(found @ head.T, y) + module.penalty()).backward()
+    theirs, reduced = l2ps_code(backbone, prompts, keys, x, queries, layers, vote=batchwise)
+    (F.cross_entropy(theirs @ head.T, y) - 0.25 * reduced).backward()
+    torch.testing.assert_close(found, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(module.penalty(), 0.25 * (3 - reduced))
+    torch.testing.assert_close(module.prompts.grad, prompts.grad, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module.keys.grad, keys.grad, rtol=1e-4, atol=1e-5)
+    at_test, _ = l2ps_code(backbone, prompts, keys, x, queries, layers, vote=False)  # each sample for itself
+    torch.testing.assert_close(module.eval().features(backbone, x), at_test, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(theirs, at_test, atol=1e-3) != batchwise
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("mlp", "gpt2")])
+@pytest.mark.parametrize("pool", ["first", "mean", "first+mean"])
+@torch.no_grad()
+def test_the_head_reads_prompts_as_it_would_read_any_position(family: str, pool: str) -> None:
+    """Of equal positions the mean is any of them, however the backbone pools: its own way and `averaged` agree."""
+    backbone: Any = tiny(family)
+    if family == "vit" or (family == "bert" and pool == "first+mean"):
+        pool = "mean"
+    elif pool != "mean":
+        backbone.pool = pool
+    x, last = samples(backbone, 1), blocks(backbone)[-1]
+    row = torch.randn(12, 1, WIDTH, generator=generator("row"))
+
+    def everywhere(_: Any, __: Any, left: Any) -> Any:
+        states = row.expand_as(left[0] if isinstance(left, tuple) else left)
+        return (states, *left[1:]) if isinstance(left, tuple) else states
+
+    handle = last.register_forward_hook(everywhere)
+    wanted = backbone(x)
+    handle.remove()
+    torch.testing.assert_close(backbone.averaged(row.expand(-1, 7, -1)), wanted)
+
+
+def test_where_prompts_can_say_nothing_the_head_reads_tokens() -> None:
+    class Plain(nn.Module):
+        places: ClassVar = {"block": "blocks.*", "attn.kv": "blocks.*.attention.keys_values"}
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks, self.n_features = tiny("vit").get_submodule("blocks"), WIDTH
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(2).transpose(1, 2).expand(-1, -1, WIDTH)
+            for block in self.blocks:  # type: ignore[union-attr]
+                x = block(x)
+            return x.mean(1)
+
+    for backbone, told in ((tiny("gpt2"), "prompts see no later token"), (Plain().eval(), "no method 'averaged'")):
+        with pytest.raises(OptionError, match=told) as refused:
+            L2P().attach(backbone)
+        assert refused.value.option == "reads"
+        x = samples(backbone, 1)
+        assert asked(attached(L2P(reads="tokens"), backbone), backbone, x).shape == (12, WIDTH)
+
+
+def test_a_start_is_uniform_or_normal() -> None:
+    for start, low, spread in (("uniform", 0.0, 0.01 / 12**0.5), ("normal", -1.0, 0.01)):
+        module = attached(L2P(20, 20, 5, start=start, layers=(0, -1)), tiny("vit"))  # type: ignore[arg-type]
+        assert module.prompts.shape == (2, 20, 20, WIDTH) and module.keys.shape == (20, WIDTH)
+        for tensor in (module.prompts, module.keys):
+            assert tensor.std().item() == pytest.approx(spread, rel=0.15) and tensor.min() >= low
+            assert (tensor.min() < 0) == (start == "normal") and tensor.max() < (0.01 if start == "uniform" else 1)
 
 
 def test_the_pull_is_the_distance_to_the_selected_keys() -> None:
@@ -69,19 +174,21 @@ def test_the_pull_is_the_distance_to_the_selected_keys() -> None:
 
 
 class Votes(L2P):
-    """The break: the batch selects, as the authors' code has it at test."""
+    """The break: the batch selects at test too, as in the authors' code."""
 
-    def selected(self, query: Any) -> Any:
-        each = super().selected(query)
-        votes = each.indices.flatten().bincount(minlength=len(self.keys))
-        return torch.return_types.topk((each.values, votes.topk(self.top).indices.expand(len(query), -1)))
+    def selected(self) -> Any:
+        self.training, was = True, self.training
+        try:
+            return super().selected()
+        finally:
+            self.training = was
 
 
 @pytest.mark.slow
 def test_a_batch_that_votes_is_found() -> None:
     def spread(kind: type[L2P]) -> Any:
         def make() -> L2P:
-            return kind(pull=0.0)
+            return kind(pull=0.0, batchwise=True)
 
         return Plugin("isolation", kind.__name__, make)
 
@@ -94,7 +201,7 @@ def test_one_pool_is_trained_on_and_stored_once() -> None:
     network = isolated(L2P, tasks=1, steps=2)
     images, first = samples(network.backbone, 3), copy.deepcopy(network.shared)
     before = network.answer(0, images).detach()
-    assert {name: tuple(t.shape) for name, t in first.items()} == {"prompts": (10, 5, WIDTH), "keys": (10, WIDTH)}
+    assert {name: tuple(t.shape) for name, t in first.items()} == {"prompts": (1, 10, 5, WIDTH), "keys": (10, WIDTH)}
     isolation.start(network, 1)
     assert all(torch.equal(getattr(network.module_of(1), name), tensor) for name, tensor in first.items())
     isolation.train(network, 2, steps=2)
@@ -214,7 +321,8 @@ def test_components_stand_in_the_first_five_layers_or_where_they_are_wanted() ->
 @pytest.mark.parametrize(
     ("method", "own", "shared"),  # numbers, of width 16 and one layer
     [
-        ("l2p", 0, 10 * 5 * 16 + 10 * 16),
+        ("l2p, length: 2, top: 1", 0, 10 * 2 * 16 + 10 * 16),  # so that prompts see more than prompts
+        ("l2p, length: 2, top: 1, batchwise: true", 0, 10 * 2 * 16 + 10 * 16),
         ("dual_prompt", 2 * 20 * 16, 0),
         ("coda_prompt", 10 * (2 * 4 * 16 + 2 * 16), 0),
     ],

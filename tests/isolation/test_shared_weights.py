@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetlab.avalanche.tensor_data import to_benchmark
+from forgetlab.backbones.cnn import CNN
 from forgetlab.backbones.mlp import MLP
 from forgetlab.checks import isolation, promises
 from forgetlab.checks.backbones import samples
@@ -19,6 +20,7 @@ from forgetlab.experiment import Budget, Train
 from forgetlab.isolation.attachment import standing_in
 from forgetlab.isolation.network import IsolatedNetwork, IsolationPlugin
 from forgetlab.metrics.accuracy_matrix import forgetting
+from forgetlab.plugins.options import OptionError
 from forgetlab.plugins.registry import Plugin
 from forgetlab.seeding import drawn_from, generator
 from forgetlab.strategies.isolation.modules.masks.diff_pruning import DiffPruning
@@ -292,6 +294,64 @@ def test_the_first_task_starts_from_the_pretrained_weights_and_later_ones_from_z
         assert not weight[owner == 0].any() and torch.equal(
             weight[owner == 1], model.shared[f"{site.key}.weight"][owner == 1]
         )
+
+
+def kernels() -> IsolatedNetwork:
+    backbone = CNN((1, 8, 8), widths=(4, 8))
+    return IsolatedNetwork(backbone.eval(), lambda: PackNet(share=0.5, sites=("block",)))
+
+
+def test_tasks_share_out_kernels_of_convolutions_and_batchnorm_stays() -> None:
+    model = kernels()
+    bare = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    asked = samples(model.backbone, 5)
+    answers: list[Tensor] = []
+    for task in range(3):
+        train(model, task)
+        answers.append(model.answer(task, asked).detach())
+    assert {name: tuple(t.shape) for name, t in model.shared.items() if name.endswith("owner")} == {
+        "block-0.0.owner": (4, 1, 3, 3),
+        "block-1.0.owner": (8, 4, 3, 3),
+    }
+    for owner in owners(model).values():
+        free = owner.numel()
+        for task in range(3):
+            assert int((owner == task + 1).sum()) == round(free / 2)
+            free -= round(free / 2)
+    assert all(torch.equal(model.answer(task, asked), answers[task]) for task in range(3))
+    assert all(torch.equal(tensor, bare[name]) for name, tensor in model.backbone.state_dict().items())
+    found = standing_in(model.module_of(0), model.backbone)
+    assert found.keys() == {"layers.0.0.weight", "layers.1.0.weight"}
+    for name, weight in found.items():
+        mine = owners(model)[f"block-{name.split('.')[1]}.0.owner"] == 1
+        assert weight[mine].all() and not weight[~mine].any()
+
+
+def test_a_last_task_may_keep_all_that_is_left_and_a_block_stands_alone() -> None:
+    model = isolated(lambda: PackNet(share=1.0), tasks=1)
+    assert all((owner == 1).all() for owner in owners(model).values())
+    with pytest.raises(OptionError, match="name it alone") as refused:
+        PackNet(sites=("block", "mlp.in"))
+    assert refused.value.option == "sites"
+
+
+@pytest.mark.slow
+def test_a_run_on_a_cnn_that_was_pretrained(tmp_path: Any) -> None:
+    text = """
+name: packed
+scenario: {name: split_digits, setting: task-incremental, n_tasks: 4, held_back: 2}
+model: {name: cnn, widths: [8, 16]}
+pretrain: {epochs: 5}
+protocol: {budget: {epochs: 6}}
+train: {lr: 1e-2, batch_size: 32}
+references: []
+strategies:
+  - isolation: {name: packnet, sites: [block]}
+"""
+    (result,) = runs.results(tmp_path, text)
+    assert forgetting(result.accuracy) == 0.0
+    learned = [result.accuracy[task][task] or 0.0 for task in range(4)]
+    assert sum(learned) / 4 > 0.8
 
 
 def test_packnet_stores_no_weights_with_a_task() -> None:

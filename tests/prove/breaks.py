@@ -1210,6 +1210,18 @@ BREAKS: tuple[Break, ...] = (
         "bound = 1.0",
         "test_recursive_ridge_is_acil_with_its_random_layer",
     ),
+    Break(
+        "isolation: L2P's head reads what is left of the sequence too",
+        "backbone.averaged(states[-1][:, :n])",
+        "backbone.averaged(states[-1])",
+        "test_it_learns_as_its_authors_code_does[layers0-False]",
+    ),
+    Break(
+        "isolation: L2P's batches vote at test too",
+        "if not (self.batchwise and self.training):",
+        "if not self.batchwise:",
+        "test_it_learns_as_its_authors_code_does[layers0-True]",
+    ),
     # strategies: regularization
     Break(
         "regularization: SI bounds each task's share, not the sum (case 47)",
