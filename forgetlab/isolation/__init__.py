@@ -18,7 +18,7 @@ from forgetlab.isolation.classifier import (
     wider,
 )
 from forgetlab.isolation.combined_module import Combination
-from forgetlab.isolation.layer_copies import own_layers, own_tensors
+from forgetlab.isolation.layer_copies import own_buffers, own_layers, own_tensors
 from forgetlab.isolation.merger import Changes, Merger, by_place
 from forgetlab.isolation.module import Isolation, Shared, library
 from forgetlab.isolation.quantisation import dequantised, quantised, quantised_linear
@@ -52,6 +52,7 @@ __all__ = [
     "library",
     "means",
     "one_hot",
+    "own_buffers",
     "own_layers",
     "own_tensors",
     "quantised",

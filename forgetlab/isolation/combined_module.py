@@ -19,6 +19,7 @@ FLAGS = {  # what a combination says of itself, from what its members say
     "identity_at_birth": all,
     "siteless": all,
     "draws": any,
+    "delta_learns": all,
     "asks": any,
     "tokens_stay": any,
     "speaks_for_all": any,

@@ -13,7 +13,15 @@ from forgetlab.backbones.sites import Site
 
 def own_layers(site: Site) -> nn.Module:
     """The site's parameters, to be trained, and its buffers, under their names (a slash for each dot)."""
-    own = nn.ParameterDict({_key(name): tensor.clone() for name, tensor in site.tensors.items()})
+    own = own_buffers(site)
+    for name, tensor in site.tensors.items():
+        own[_key(name)] = tensor.clone()
+    return own
+
+
+def own_buffers(site: Site) -> nn.ParameterDict:
+    """The site's buffers alone, under their names (a slash for each dot)."""
+    own = nn.ParameterDict()
     for name, buffer in site.buffers.items():
         own.register_buffer(_key(name), buffer.clone())
     return own

@@ -47,6 +47,7 @@ class Isolation(nn.Module, ABC):
     siteless: ClassVar[bool] = False  # attaches nowhere
     draws: bool = False  # training draws at random, so it answers otherwise than evaluation
     tokens_stay: ClassVar[bool] = False  # tokens go through all later blocks; else each block's leave with it
+    delta_learns: bool = True  # through `delta` gradients reach the parts
     owns_layers: ClassVar[bool] = False  # it has all that its sites have, buffers too, and they train as layers do
     acts: ClassVar[frozenset[str]] = frozenset()  # what of `attachment.ACTS` a class defines; found by itself
 
@@ -143,7 +144,7 @@ class Isolation(nn.Module, ABC):
         self.parts = nn.ModuleDict({site.key: self.make(site) for site in self.sites})
         if self.owns_layers:
             layers = [backbone.get_submodule(site.path) for site in self.sites]
-            self.draws = any(map(attachment.answers_otherwise_in_training, layers))
+            self.draws = type(self).draws or any(map(attachment.answers_otherwise_in_training, layers))
 
     @contextmanager
     def active(self, backbone: nn.Module, x: Tensor | None = None) -> Iterator[None]:

@@ -118,14 +118,15 @@ def weight_change(layer: nn.Module, base: nn.Module) -> dict[str, Tensor] | None
     from there, free of the rounding of a sum. None where peft cannot merge.
     """
     whole: Any = copy.deepcopy(layer)
-    whole._modules["base_layer"] = merged = copy.deepcopy(base)
-    before = {name: tensor.clone() for name, tensor in merged.state_dict().items()}
+    whole._modules["base_layer"] = copy.deepcopy(base)
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     told = _told_change(whole)
     try:
         with torch.no_grad():
             whole.merge(adapter_names=[ADAPTER])
     except (NotImplementedError, AttributeError, ValueError, RuntimeError):
         return None
+    merged = whole.get_base_layer()  # a norm that is trained takes the base layer's place
     changes = {name: tensor - before[name] for name, tensor in merged.state_dict().items()}
     if (
         told is not None
@@ -148,7 +149,7 @@ def _told_change(layer: Any) -> Tensor | None:
 def by_site(sites: Iterable[Site], path: str, base: nn.Module, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A layer's changes by the sites that it holds, as our modules name and shape theirs.
 
-    Of a linear role each site has its own slice, upright; else the layer is one of a block's.
+    Of a linear role each site has its own slice, upright; else the layer is one of a block's, or of the whole.
     """
     found: dict[str, Tensor] = {}
     here = list(sites)
@@ -158,10 +159,16 @@ def by_site(sites: Iterable[Site], path: str, base: nn.Module, changes: Mapping[
             turned = name == "weight" and type(base).__name__ == "Conv1D"
             found[f"{site.key}.{name}"] = (change.T if turned else change)[site.part]
     if not linear:
-        block = next(site for site in here if site.role == "block" and path.startswith(f"{site.path}."))
-        inside = path.removeprefix(f"{block.path}.")
-        found |= {f"{block.key}.{inside}.{name}": change for name, change in changes.items()}
+        around = [site for site in here if holds(site, path)]
+        (place, *_) = sorted(around, key=lambda site: site.role != "block")
+        inside = path.removeprefix(f"{place.path}.")
+        found |= {f"{place.key}.{inside}.{name}": change for name, change in changes.items()}
     return found
+
+
+def holds(site: Site, path: str) -> bool:
+    """Whether a layer lies in a block, or the site is the whole backbone."""
+    return site.role == "whole" or (site.role == "block" and path.startswith(f"{site.path}."))
 
 
 def common_scale(layers: Iterable[nn.Module]) -> float | None:

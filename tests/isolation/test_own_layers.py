@@ -16,6 +16,7 @@ from forgetlab.isolation.layer_copies import own_tensors
 from forgetlab.isolation.module import Isolation
 from forgetlab.isolation.network import IsolatedNetwork
 from forgetlab.results.store import Store
+from forgetlab.strategies.isolation.modules.masks.diff_pruning import DiffPruning
 from forgetlab.strategies.isolation.modules.whole.full import Full
 from forgetlab.strategies.isolation.modules.whole.gradual import Gradual
 from forgetlab.strategies.isolation.modules.whole.selective import Selective
@@ -61,7 +62,7 @@ def test_an_old_tasks_statistics_stay(tmp_path: Path) -> None:
     assert [row[0] for row in accuracy] == [accuracy[0][0]] * 5
 
 
-@pytest.mark.parametrize("make", [Full, Selective, Gradual])
+@pytest.mark.parametrize("make", [Full, Selective, Gradual, DiffPruning])
 def test_statistics_move_in_training_alone_and_the_backbones_never(make: Callable[[], Isolation]) -> None:
     backbone, x = small()
     module = attached(make(), backbone)

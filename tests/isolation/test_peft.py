@@ -151,6 +151,24 @@ def test_module_names_go_beside_roles() -> None:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"peft_type": "LORA", "target_modules": ["attn.q", "embed"]},  # one of them outside of the blocks
+        {"peft_type": "LN_TUNING", "target_modules": ["norm_attention", "norm"]},  # they take the base layer's place
+    ],
+    ids=["outside", "norms"],
+)
+@torch.no_grad()
+def test_what_else_they_change_is_merged_too(options: dict[str, Any]) -> None:
+    backbone, x = tiny("vit"), samples(tiny("vit"), 0)
+    module = attached(PEFT(options), backbone, spread=0.3).eval()
+    answers, changes = module.features(backbone, x), module.changes()
+    assert (answers - backbone(x)).abs().max() > 0.1 and any(name.startswith("whole-0.") for name in changes)
+    torch.testing.assert_close(Merged([module], changes).eval().features(backbone, x), answers, rtol=1e-5, atol=1e-5)
+    assert sum(int((change != 0).sum()) for change in changes.values()) > 0
+
+
+@pytest.mark.parametrize(
     ("config", "told", "option"),
     [
         ({"peft_type": "PREFIX_TUNING"}, "take 'prefix' of ours", "config.peft_type"),

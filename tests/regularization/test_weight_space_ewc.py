@@ -233,7 +233,10 @@ seeds: {seeds}
 """
 
 
-@pytest.mark.parametrize("module", ["adapter", "prefix", "[lora, adapter]", "linear_probe"])
+THEIRS = "{name: peft, config: {peft_type: LORA, target_modules: [attn.q]}}"  # what it merges into has no gradient
+
+
+@pytest.mark.parametrize("module", ["adapter", "prefix", "[lora, adapter]", "linear_probe", THEIRS])
 def test_a_module_that_changes_no_weights_is_refused(tmp_path: Path, module: str) -> None:
     entries = f"[{{isolation: {module}, shared: true, regularization: weight_space_ewc}}]"
     with pytest.raises(FileErrors, match=r"what the module does is no change of weights.* use 'ewc'"):

@@ -21,6 +21,8 @@ ROLES: Any = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.in", "mlp.out")
 class PEFT(Isolation):
     """h = f(x; W0, theta), f a layer of their tuner `peft_type`; `config` takes that tuner's keys."""
 
+    delta_learns = False  # what their layers merge into has no gradient
+
     def __init__(self, config: dict[str, Any]) -> None:
         named = [one for value in config.values() if isinstance(value, list) for one in value]
         at = config.get("layers_to_transform")  # which peft does not heed where a module is named by its whole path
@@ -46,6 +48,9 @@ class PEFT(Isolation):
                 options[key] = list(dict.fromkeys(path for one in value for path in paths.get(one, [one])))
         found = peft_layers.tuner_layers(self.kinds, options, backbone)
         self.paths = {path.replace(".", "-"): path for path in found}
+        if not all(any(peft_layers.holds(site, path) for site in self.sites) for path in found):
+            self.roles = (*self.roles, "whole")  # it changes what lies outside of the blocks too
+            super().attach(backbone)
         self.parts = nn.ModuleDict({key: found[path] for key, path in self.paths.items()})
         self.bases = {path: backbone.get_submodule(path) for path in found}
         self.scale = peft_layers.common_scale(found.values())

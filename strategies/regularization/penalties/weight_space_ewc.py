@@ -40,7 +40,7 @@ class WeightSpaceEWC(Regularizer):
 
     def check(self, model: Any) -> None:
         module = getattr(getattr(model, "backbone", None), "module", None)
-        if module is not None and not module.changes():
+        if module is not None and not (module.changes() and module.delta_learns):
             raise OptionError("what the module does is no change of weights, which this could hold: use 'ewc'")
 
     def penalty(self, model: Any, batch: Batch, output: Tensor) -> Tensor:

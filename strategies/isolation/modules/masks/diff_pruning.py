@@ -10,17 +10,17 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
-from forgetlab.isolation import Isolation, Site
+from forgetlab.isolation import Isolation, Site, own_buffers, own_tensors
 from forgetlab.plugins import register
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
-@register("isolation", "diff_pruning")
+@register("isolation", "diff_pruning", renewed="2026-12-01")
 class DiffPruning(Isolation):
     """theta_0 + z * w, gates z = clamp(3 sigmoid(log u - log(1 - u) + alpha) - 1.5, 0, 1); then the largest w alone."""
 
-    draws = True
+    draws, owns_layers = True, True
 
     def __init__(
         self, budget: Share = 0.005, prune_at: Share = 0.5, sparsity: Share = 1.25e-7, gate_rate: PositiveFloat = 10.0
@@ -32,13 +32,14 @@ class DiffPruning(Isolation):
     def make(self, site: Site) -> nn.Module:
         column = torch.tensor([[0.0], [5.0 / self.rate]])  # w, and alpha / gate_rate of its gate
         self.w = nn.Parameter(column.repeat(1, sum(t.numel() for t in site.tensors.values())))
-        return nn.Identity()
+        return own_buffers(site)
 
     def weights(self, part: Any, site: Site) -> Mapping[str, Tensor]:
         row = torch.cat([t.flatten() for t in site.tensors.values()])
         row = row + self.gated(self.training) if self.kept is None else row.index_add(0, self.kept, self.left())
         pieces = row.split([t.numel() for t in site.tensors.values()])
-        return {name: piece.view_as(t) for (name, t), piece in zip(site.tensors.items(), pieces, strict=True)}
+        changed = {name: piece.view_as(t) for (name, t), piece in zip(site.tensors.items(), pieces, strict=True)}
+        return changed | own_tensors(part)  # BatchNorm's statistics are the task's too
 
     def gated(self, draw: bool) -> Tensor:
         u = torch.rand_like(self.w[0]) if draw else torch.full_like(self.w[0], 0.5)
