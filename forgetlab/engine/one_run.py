@@ -165,7 +165,7 @@ def to_result(
         pretrained_accuracy=list(pretrained),
         prequential_accuracy=learner.prequential,
         tuning={} if description.tuned is None else plain(description.tuned),
-        papers_assume=departures(description),
+        papers_assume=departures(description, scenario),
     )
 
 

@@ -92,7 +92,7 @@ class Combination(Isolation):
         return {key: change for changes in found for key, change in changes.items()}
 
     def changed_weights(self) -> dict[str, Tensor]:
-        """The sum of what the members change."""
+        """The sum of what the members change; where one scales what another adds to, their product is left out."""
         found: dict[str, Tensor] = {}
         for member in self.members:
             for key, change in member.changed_weights().items():

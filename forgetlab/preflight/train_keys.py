@@ -35,6 +35,13 @@ def _unfit_to_tasks(
                 f"a task ends after {length} {unit}, so no rate falls after {late[0]}: 'at' counts {unit} of a task"
             )
             yield (*place, "schedule", "at"), message
+        early = [] if schedule.warmup is None else [at for at in schedule.at if at <= schedule.warmup * length]
+        if early:
+            message = (
+                f"the rate still rises after {early[0]} {unit}, as 'warmup: {schedule.warmup:g}' has it, so it cannot "
+                "fall there; let it fall later, or take a shorter warm-up"
+            )
+            yield (*place, "schedule", "at"), message
     rates = [rate for rate in (train.lr, train.head_lr) if rate is not None]
     answering = [("schedule", "end")] if "schedule" in told else [(key,) for key in ("lr", "head_lr") if key in told]
     if schedule is not None and schedule.end is not None and schedule.end >= min(rates) and answering:

@@ -11,6 +11,7 @@ from typing import Any
 from forgetlab.experiment import Protocol, Run
 from forgetlab.plugins.registry import Plugin
 from forgetlab.results.run_key import used_plugins
+from forgetlab.streams.scenario import Scenario
 
 Assumed = dict[str, Any]  # keys of ``protocol``, and the values that a paper assumes
 
@@ -20,12 +21,22 @@ def assumed_by(plugin: Plugin) -> Assumed:
     return dict(getattr(plugin.factory, "paper_protocol", {}))
 
 
-def departures(run: Run) -> Assumed:
-    """What the papers of a run's methods assume and its protocol does not have."""
+def departures(run: Run, scenario: Scenario) -> Assumed:
+    """What the papers of a run's methods assume and its protocol does not have, where that makes a difference.
+
+    Where all tasks have the same classes, heads of every kind but one per task and all losses are over these; where the
+    task is told, the loss is over its classes alone, whatever else the file says.
+    """
     assumed: Assumed = {}
     for plugin in used_plugins(run):
         assumed |= assumed_by(plugin)
-    return {key: value for key, value in assumed.items() if getattr(run.protocol, key) != value}
+    there = {key: getattr(run.protocol, key) for key in assumed}
+    if scenario.task_known_at_test and "loss_classes" in there:
+        there["loss_classes"] = "current"
+    if len({task.classes for task in scenario.tasks}) == 1:
+        there |= {key: assumed[key] for key in there if key == "loss_classes"}
+        there |= {key: assumed[key] for key in there if key == "head" and "per-task" not in (there[key], assumed[key])}
+    return {key: value for key, value in assumed.items() if there[key] != value}
 
 
 def as_written(assumed: Mapping[str, Any]) -> str:

@@ -51,7 +51,24 @@ def test_a_method_under_its_own_protocol_is_not_told(tmp_path: Path) -> None:
 
 def test_one_key_that_differs_is_told_alone(tmp_path: Path) -> None:
     (der, *_) = [run for run in loaded(tmp_path, FILE, ("protocol: {", "protocol: {head: fixed, ")).runs()][1:]
-    assert departures(der) == {"loss_classes": "all"}
+    assert departures(der, one_run.load_scenario(der)) == {"loss_classes": "all"}
+
+
+def test_where_all_tasks_have_the_same_classes_no_support_of_the_loss_is_another_protocol(tmp_path: Path) -> None:
+    domains = (
+        "{name: split_digits, n_tasks: 2}",
+        "{name: stream, data: digits, setting: domain-incremental, transform: permutation, n_tasks: 2}",
+    )
+    for run in loaded(tmp_path, FILE, domains).runs():
+        assert departures(run, one_run.load_scenario(run)) == {}
+
+
+def test_where_the_task_is_told_the_loss_is_over_its_classes(tmp_path: Path) -> None:
+    told = ("n_tasks: 2}", "n_tasks: 2, setting: task-incremental}")
+    by_name = {run.strategy.name: run for run in loaded(tmp_path, FILE, told).runs()}
+    lwf, der = by_name["lwf"], by_name["der"]
+    assert departures(lwf, one_run.load_scenario(lwf)) == {}
+    assert departures(der, one_run.load_scenario(der)) == {"head": "fixed", "loss_classes": "all"}
 
 
 def test_show_tells_what_a_paper_assumes() -> None:

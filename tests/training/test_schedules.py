@@ -201,6 +201,7 @@ PENALTY = "regularization: ewc"
     ("train", "entry", "message"),
     [
         (", schedule: {name: steps, at: [1, 2]}", PENALTY, "a task ends after 2 epochs, so no rate falls after 2"),
+        (", schedule: {name: steps, at: [1], warmup: 0.5}", PENALTY, "the rate still rises after 1 epochs"),
         (", schedule: {name: steps}", PENALTY, "steps needs 'at'"),
         (", schedule: {name: cosine, at: [1]}", PENALTY, "at is for 'name: steps'"),
         (", schedule: {name: cosine, end: 0.1}", PENALTY, "'end: 0.1' must be below"),
